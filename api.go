@@ -1,0 +1,620 @@
+// Role: what the daemon answers: clients and their requests.
+// Runs in: daemon.
+// Owns: the connections of clients; the rest of the state is daemon.go's.
+// Uses: unit, wire, sys, deps, supervise, state, daemon.
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// clientQueue is how many answers may wait for a client that does not read; then it is dropped, never waited for.
+const clientQueue = 256
+
+// session is one connection of a client. The loop writes into out; a goroutine carries it to the peer.
+type session struct {
+	conn *conn
+	out  chan []byte
+}
+
+// asker is one request that waits for jobs.
+type asker struct {
+	c       *session
+	verb    string
+	pending int
+	failed  bool
+	errors  []string
+	hints   []string
+	code    int // of the errors
+}
+
+// accept takes connections until the listener is closed. Without descriptors, the reserve is given up for a moment, so that the client
+// gets an answer and nothing spins.
+func (m *manager) accept() {
+	l := m.listener
+	for {
+		f, err := acceptFrom(l)
+		switch {
+		case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE):
+			m.turnAway(l)
+			continue
+		case err != nil:
+			return
+		case !peerAllowed(f):
+			f.Close()
+			continue
+		}
+		m.serve(f)
+	}
+}
+
+// turnAway runs in the accepting goroutine, the only user of the reserve after start-up.
+func (m *manager) turnAway(l *os.File) {
+	if m.reserve >= 0 {
+		unix.Close(m.reserve)
+		m.reserve = -1
+	}
+	f, err := acceptFrom(l)
+	if err == nil {
+		c := newConn(f)
+		_ = c.send(reply{Proto: protocolVersion, Build: version})
+		_ = c.send(reply{Done: &outcome{Code: exitFailed, Error: "the daemon has no file descriptor left; raise its limit (ulimit -n)"}})
+		c.close()
+	}
+	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+}
+
+// serve reads requests from one client and writes to it, in two goroutines that own nothing else.
+func (m *manager) serve(f *os.File) {
+	c := &session{newConn(f), make(chan []byte, clientQueue)}
+	m.inbox <- msgClient{c}
+	go func() {
+		for b := range c.out {
+			if _, err := f.Write(b); err != nil {
+				_ = f.SetDeadline(time.Unix(1, 0)) // the reader ends
+				for range c.out {
+				}
+			}
+		}
+		f.Close()
+	}()
+	go func() {
+		for {
+			var r request
+			err := c.conn.readFrame(&r)
+			if err != nil {
+				m.inbox <- msgClientGone{c}
+				return
+			}
+			m.inbox <- msgRequest{c, r}
+		}
+	}()
+}
+
+// send queues answers for a client.
+func (m *manager) send(c *session, replies ...reply) {
+	if !m.clients[c] {
+		return
+	}
+	var b []byte
+	for _, r := range replies {
+		line, err := json.Marshal(r)
+		if err != nil {
+			m.say("internal error: cannot encode an answer: %v", err)
+			continue
+		}
+		b = append(append(b, line...), '\n')
+	}
+	select {
+	case c.out <- b:
+	default:
+		m.dropClient(c)
+	}
+}
+
+func (m *manager) dropClient(c *session) {
+	if m.clients[c] {
+		delete(m.clients, c)
+		close(c.out)
+	}
+}
+
+func (m *manager) done(c *session, code int, text string, hints ...string) {
+	m.send(c, reply{Done: &outcome{Code: code, Error: text, Hints: hints}})
+}
+
+// onRequest answers one request. A panic costs this request, not the daemon.
+func (m *manager) onRequest(c *session, r request) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.say("internal error: request %q: %v", r.Verb, p)
+			m.done(c, exitFailed, fmt.Sprintf("internal error: %v", p))
+		}
+	}()
+	m.send(c, reply{Proto: protocolVersion, Build: version})
+	if m.serviceDir == "" {
+		m.serviceDir = r.ServiceDir
+	}
+	if wrong := wrongNames(r); wrong != "" {
+		m.done(c, exitUsage, wrong)
+		return
+	}
+	switch r.Verb {
+	case "list":
+		m.answerList(c, r)
+	case "status":
+		m.answerStatus(c, r)
+	case "daemon-status":
+		m.answerDaemonStatus(c)
+	case verbStart, verbStop, verbRestart, verbReload:
+		m.answerDemand(c, r)
+	case "kill":
+		m.answerKill(c)
+	case "enable", "disable":
+		m.answerEnable(c, r)
+	case "reset-failed":
+		m.answerReset(c, r)
+	case "forget":
+		m.answerForget(c, r)
+	default:
+		m.done(c, exitUsage, fmt.Sprintf("this daemon (%s) does not know %q", version, r.Verb))
+	}
+}
+
+// wrongNames checks what a client sent: names become paths.
+func wrongNames(r request) string {
+	if !filepath.IsAbs(r.ServiceDir) && r.ServiceDir != "" {
+		return fmt.Sprintf("service directory %q is not an absolute path", r.ServiceDir)
+	}
+	for _, name := range r.Names {
+		if valid, err := unitName(name); err != nil {
+			return err.Error()
+		} else if valid != name {
+			return fmt.Sprintf("%q is not a unit name", name)
+		}
+	}
+	return ""
+}
+
+// ---- list and status
+
+// unitNames are the units of the service directory and of run/, sorted.
+func (m *manager) unitNames(dir string) []string {
+	names, _ := findUnits(dir) // a directory that is not there has no units
+	for name := range m.services {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (m *manager) answerList(c *session, r request) {
+	names := m.unitNames(r.ServiceDir)
+	enabled, _ := m.home.enabledUnits()
+	replies := make([]reply, 0, len(names)+1)
+	for _, name := range names {
+		if s, known := m.statusOf(name, r.ServiceDir, enabled); known {
+			replies = append(replies, reply{Unit: &s})
+		}
+	}
+	m.send(c, append(replies, reply{Done: &outcome{}})...)
+}
+
+func (m *manager) answerStatus(c *session, r request) {
+	if len(r.Names) == 0 {
+		m.answerList(c, r)
+		return
+	}
+	enabled, _ := m.home.enabledUnits()
+	code := exitOK
+	var replies []reply
+	var missing []string
+	for _, name := range r.Names {
+		s, known := m.statusOf(name, r.ServiceDir, enabled)
+		replies = append(replies, reply{Unit: &s})
+		switch {
+		case !known:
+			missing = append(missing, m.noUnitText(name, r.ServiceDir))
+			code = exitNoUnit
+		case s.ActiveState != active && s.ActiveState != reloading && code == exitOK:
+			code = exitNotActive
+		}
+	}
+	m.send(c, append(replies, reply{Done: &outcome{Code: code, Error: strings.Join(missing, "\n")}})...)
+}
+
+func (m *manager) noUnitText(name, dir string) string {
+	text := fmt.Sprintf("there is no unit %q in %s", name, dir)
+	if near := nearest(name, m.unitNames(dir)); near != "" {
+		text += fmt.Sprintf("; did you mean %q?", near)
+	}
+	return text
+}
+
+// statusOf composes the status of one unit. known = false: neither a file nor a trace of it.
+func (m *manager) statusOf(name, dir string, enabled map[string]string) (s unitStatus, known bool) {
+	e := m.services[name]
+	x := statusFacts{loadState: "loaded"}
+	_, x.enabled = enabled[name]
+	var u *unit
+	rec := runRecord{}
+	if e != nil {
+		u, rec, x.shimAlive = e.unit, e.record, e.hello
+	}
+	f := m.fileOf(name, dir, u)
+	switch {
+	case errors.Is(f.err, fs.ErrNotExist):
+		x.loadState = "not-found"
+	case f.err != nil:
+		x.loadState, x.loadError = "bad-setting", f.err.Error()
+	case u == nil:
+		u = f.unit
+	default:
+		x.changed = f.mod != u.ModTime || f.size != u.Size || f.ino != u.Inode
+	}
+	s = statusOf(name, u, rec, x)
+	known = x.loadState != "not-found" || e != nil && (e.unit != nil || e.want.Job != "") || x.enabled
+	return s, known
+}
+
+// fileOf looks at the file that a unit was loaded from, else at the one of that name in dir.
+func (m *manager) fileOf(name, dir string, u *unit) *file {
+	if u != nil {
+		dir = filepath.Dir(u.Path)
+	}
+	return m.parsed(unitPath(dir, name), m.home.placeOf(dir))
+}
+
+func (m *manager) answerDaemonStatus(c *session) {
+	started := m.startedAt.UTC().Format(time.RFC3339Nano)
+	d := daemonStatus{Running: true, Version: version, PID: os.Getpid(), Mode: m.mode, Home: m.home.path, StartedAt: &started,
+		Cgroup: m.cgroupBase, Weaker: m.weaker, ServiceDir: m.serviceDir}
+	for name, e := range m.services {
+		d.Units++
+		if m.isUp(name) {
+			d.Active++
+		}
+		if activeOf(e.record.Sub) == failedUnit {
+			d.Failed++
+		}
+	}
+	m.send(c, reply{Daemon: &d}, reply{Done: &outcome{}})
+}
+
+// ---- jobs
+
+// answerDemand installs what start, stop, restart and reload ask for; the answer ends when all jobs have.
+func (m *manager) answerDemand(c *session, r request) {
+	if m.killer != nil {
+		m.done(c, exitFailed, "`diakonos kill` is under way")
+		return
+	}
+	a := &asker{c: c, verb: r.Verb}
+	names := m.prepare(a, r)
+	if len(names) > 0 {
+		d := demand{Kind: jobKind(r.Verb), Names: names, By: byUser}
+		if !r.NoBlock {
+			d.Waiter = a
+		}
+		a.pending = 1 // until all answers are in
+		m.answerSubmission(a, m.submit(d))
+		a.pending--
+		for _, j := range m.jobs.list() {
+			if j.hasWaiter(a) {
+				a.pending++
+			}
+		}
+	}
+	m.finishAsker(a)
+}
+
+// prepare loads the files of the names and tells which names can be worked on.
+func (m *manager) prepare(a *asker, r request) (names []string) {
+	if r.Verb != verbStop {
+		m.loadClosure(r.Names, r.ServiceDir)
+	}
+	for _, name := range r.Names {
+		if slices.Contains(names, name) {
+			continue
+		}
+		if err := m.usable(name, r); err != nil {
+			a.refuse(err.code, err.text)
+			continue
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+// refusal is why a name cannot be worked on.
+type refusal struct {
+	code int
+	text string
+}
+
+func (m *manager) usable(name string, r request) *refusal {
+	e := m.services[name]
+	if r.Verb == verbStop {
+		if e == nil || e.unit == nil && e.want.Job == "" {
+			if m.fileOf(name, r.ServiceDir, nil).err != nil {
+				return &refusal{exitNoUnit, m.noUnitText(name, r.ServiceDir)}
+			}
+		}
+		return nil
+	}
+	dir := r.ServiceDir
+	if e != nil && e.unit != nil && filepath.Dir(e.unit.Path) != dir {
+		return &refusal{exitFailed, fmt.Sprintf("%q is already loaded from %s, not from %s (`diakonos forget %s` lets go of it)",
+			name, filepath.Dir(e.unit.Path), dir, name)}
+	}
+	err := m.broken[name]
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &refusal{exitNoUnit, m.noUnitText(name, dir)}
+	case err != nil:
+		return &refusal{exitFailed, err.Error()}
+	case r.Verb == verbReload && !m.isUp(name):
+		return &refusal{exitNotActive, fmt.Sprintf("cannot reload %q: it is not active", name)}
+	case r.Verb == verbReload && len(e.unit.ExecReload) == 0:
+		return &refusal{exitFailed, fmt.Sprintf("cannot reload %q: it has no ExecReload", name)}
+	}
+	return nil
+}
+
+func (a *asker) refuse(code int, text string) {
+	a.errors = append(a.errors, text)
+	if a.code == 0 || a.code == exitFailed {
+		a.code = code
+	}
+}
+
+func (m *manager) answerSubmission(a *asker, s submission) {
+	for _, x := range s.Answers {
+		for _, w := range x.Warnings {
+			m.send(a.c, reply{Warn: w})
+		}
+		switch {
+		case x.Err != nil:
+			a.refuse(exitFailed, x.Err.Error())
+		case x.Skipped:
+			m.send(a.c, reply{Job: &jobLine{Unit: x.Name, Verb: a.verb, Outcome: outcomeSkipped, Text: m.skippedText(x.Name, a.verb),
+				MainPID: m.entry(x.Name).record.Main.PID}})
+		}
+	}
+	for _, w := range s.Warnings {
+		m.send(a.c, reply{Warn: w})
+	}
+}
+
+func (m *manager) skippedText(name, verb string) string {
+	if verb == verbStop {
+		return "already " + activeOf(m.entry(name).record.Sub)
+	}
+	return "already active"
+}
+
+// answerJob sends the line of one job to who waits for it.
+func (m *manager) answerJob(a *asker, anchor bool, l jobLine) {
+	if l.Outcome != outcomeDone && l.Outcome != outcomeSkipped && anchor {
+		a.failed = true
+	}
+	m.send(a.c, reply{Job: &l})
+	a.pending--
+	m.finishAsker(a)
+}
+
+func (m *manager) finishAsker(a *asker) {
+	if a.pending > 0 || a == m.killer {
+		return
+	}
+	code := a.code
+	if a.failed && code == 0 {
+		code = exitFailed
+	}
+	m.send(a.c, reply{Done: &outcome{Code: code, Error: strings.Join(a.errors, "\n"), Hints: a.hints}})
+}
+
+// ---- kill
+
+// answerKill stops everything in order, then ends the daemon. "killed" is on disk before the first wish.
+func (m *manager) answerKill(c *session) {
+	if err := m.writeSelf(wantedKilled, 0); err != nil {
+		m.say("%v", err) // kill goes on; it will not survive a crash
+	}
+	a := &asker{c: c, verb: verbStop}
+	m.killer = a
+	var names []string
+	for name := range m.services {
+		if !m.isDown(name) || m.jobs.job(name) != nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	m.submit(demand{Kind: stopJob, Names: names, By: byKill, Waiter: a})
+}
+
+// checkKill ends the daemon once nothing runs: no job, no shim.
+func (m *manager) checkKill() {
+	if m.killer == nil || len(m.jobs.list()) > 0 {
+		return
+	}
+	left := []string{}
+	for name, e := range m.services {
+		if !m.isDown(name) && m.services[name].record.Sub != unknown {
+			left = append(left, name)
+		}
+		if e.link != nil && m.isDown(name) {
+			return // its shim is about to end
+		}
+	}
+	slices.Sort(left)
+	code, text := exitOK, ""
+	if m.killer.failed || len(left) > 0 {
+		code = exitFailed
+		text = "not everything could be stopped: " + strings.Join(left, " ")
+	}
+	m.done(m.killer.c, code, text)
+	m.flush(m.killer.c)
+	m.end()
+}
+
+// flush waits for one client to get its last answer, within reason.
+func (m *manager) flush(c *session) {
+	_ = c.conn.f.SetWriteDeadline(time.Now().Add(time.Second))
+	m.dropClient(c)
+}
+
+// ---- enable, disable, reset-failed, forget
+
+func (m *manager) answerEnable(c *session, r request) {
+	for _, name := range r.Names {
+		var err error
+		if r.Verb == "enable" {
+			err = m.enable(name, r)
+		} else {
+			err = os.Remove(m.home.enabledFile(name))
+			if errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+		}
+		if err != nil {
+			m.done(c, codeOf(err), err.Error())
+			return
+		}
+	}
+	m.done(c, exitOK, "")
+}
+
+func codeOf(err error) int {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return exitNoUnit
+	case errors.Is(err, fs.ErrPermission):
+		return exitNotPermit
+	}
+	return exitFailed
+}
+
+// enable records which file a unit is started from after a boot; it must outlive a power cut.
+func (m *manager) enable(name string, r request) error {
+	if err := m.loadFile(name, r.ServiceDir); err != nil {
+		return err
+	}
+	path := m.home.enabledFile(name)
+	if err := replaceFile(path, []byte(unitPath(r.ServiceDir, name)+"\n")); err != nil {
+		return err
+	}
+	return syncFile(path)
+}
+
+func (m *manager) answerReset(c *session, r request) {
+	names := r.Names
+	if len(names) == 0 {
+		for name := range m.services {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		e := m.services[name]
+		switch {
+		case e == nil:
+			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
+			return
+		case e.hello:
+			m.poke(e, shimFrame{Op: opReset})
+		case e.record.Sub == failed:
+			e.record.Sub, e.record.Result, e.record.Reason, e.record.Since = dead, resultSuccess, "", time.Now().UnixNano()
+			if err := writeRecord(m.home.stateFile(name), e.record); err != nil {
+				m.done(c, exitFailed, err.Error())
+				return
+			}
+		}
+	}
+	m.done(c, exitOK, "")
+}
+
+// answerForget removes run/ and log/ of units that do not run.
+func (m *manager) answerForget(c *session, r request) {
+	for _, name := range r.Names {
+		e := m.services[name]
+		if e == nil {
+			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
+			return
+		}
+		if !m.isDown(name) || e.link != nil || m.jobs.job(name) != nil || lockIsTaken(m.home.runDir(name)) {
+			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
+			return
+		}
+		if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+			m.done(c, exitFailed, err.Error())
+			return
+		}
+		e.letGo()
+		delete(m.services, name)
+		delete(m.broken, name)
+		m.stale = true
+	}
+	m.done(c, exitOK, "")
+}
+
+// killAlone is `kill` where no daemon runs: the client holds the home's lock and does in its own process what a daemon would.
+func killAlone(h home, report func(jobLine)) error {
+	if _, err := os.Stat(h.path); errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever started from this home
+	}
+	lock, err := lockDirectory(h.path)
+	if err != nil {
+		return fmt.Errorf("cannot lock home %s: %w", h.path, err)
+	}
+	defer unix.Close(lock)
+	m, err := managerWithLock(h, modeAuto)
+	if err != nil {
+		return err
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	m.previous, _ = h.readDaemon()
+	m.previous.Boot, m.previous.Wanted = m.boot, wantedStopped // whatever it was: nothing is to be started now
+	m.watchSignals()
+	m.adoptAll()
+	c := newConn(os.NewFile(uintptr(ours), "kill"))
+	defer c.close()
+	m.serve(os.NewFile(uintptr(theirs), "client"))
+	ended := make(chan struct{})
+	go func() {
+		m.loop()
+		close(ended)
+	}()
+	defer func() { <-ended }()
+	if err := c.send(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
+		return err
+	}
+	for {
+		var r reply
+		if err := c.readFrame(&r); err != nil {
+			return err
+		}
+		if r.Job != nil {
+			report(*r.Job)
+		}
+		if r.Done != nil && r.Done.Error != "" {
+			return errors.New(r.Done.Error)
+		}
+		if r.Done != nil {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,193 @@
+// Role: the stage, the service's own process before execve: it waits at the barrier, sets itself up, becomes the service.
+// Runs in: stage (`diakonos-run -exec`).
+// Owns: its own process.
+// Uses: wire, sys.
+
+package main
+
+import (
+	"encoding/binary"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors of a stage. 0, 1 and 2 are the service's.
+const (
+	barrierFD = 3 // order, then one byte: the commit
+	reportFD  = 4 // close-on-exec from the start: its end of file tells that execve succeeded
+	pidFileFD = 5 // description of main.pid with an OFD lock; absent for control processes
+)
+
+// stageMain never returns to the caller in good order: it becomes the service or exits.
+func stageMain() int {
+	runtime.LockOSThread() // credentials and signal mask belong to this thread, which execve keeps
+	order, ok := readOrder()
+	if !ok {
+		// End of file: the shim died or thought better of it. Emptying main.pid tells a successor that nothing ran.
+		_ = unix.Ftruncate(pidFileFD, 0)
+		return exitFailed
+	}
+	for fd := barrierFD; fd <= pidFileFD; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	closeInherited(pidFileFD + 1)
+	f := becomeService(order)
+	_, _ = unix.Write(reportFD, []byte(encodeStageFailure(f)))
+	return f.Stage.exitCode()
+}
+
+// readOrder reads the order and waits for the commit byte. ok = false: no commit will come.
+func readOrder() (stageOrder, bool) {
+	var size [4]byte
+	if !readFull(size[:]) {
+		return stageOrder{}, false
+	}
+	body := make([]byte, binary.LittleEndian.Uint32(size[:]))
+	if !readFull(body) {
+		return stageOrder{}, false
+	}
+	order, err := decodeStageOrder(body)
+	var commit [1]byte
+	return order, readFull(commit[:]) && err == nil
+}
+
+func readFull(b []byte) bool {
+	for len(b) > 0 {
+		n, err := unix.Read(barrierFD, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// becomeService takes the set-up steps in order and returns only on failure.
+func becomeService(o stageOrder) stageFailure {
+	steps := []struct {
+		stage setupStage
+		take  func(stageOrder) error
+	}{
+		{stageSetsid, enterSession}, {stageCgroup, joinCgroup}, {stageOOM, restoreOOMScore}, {stageGroup, setGroups},
+		{stageUser, setUser}, {stageChdir, enterDirectory},
+	}
+	for _, s := range steps {
+		if err := s.take(o); err != nil {
+			return stageFailure{s.stage, int(errnoOf(err))}
+		}
+	}
+	unix.Umask(o.UMask)
+	resetSignals()
+	_, _ = unix.Write(reportFD, []byte(stageReportExec))
+	err := syscall.Exec(o.Path, o.Argv, o.Env) // also gives NOFILE its original soft limit back
+	return stageFailure{stageExec, int(errnoOf(err))}
+}
+
+func errnoOf(err error) syscall.Errno {
+	if errno, ok := err.(syscall.Errno); ok {
+		return errno
+	}
+	return syscall.EIO
+}
+
+func enterSession(stageOrder) error {
+	_, err := unix.Setsid()
+	return err
+}
+
+func joinCgroup(o stageOrder) error {
+	if o.Cgroup == "" {
+		return nil
+	}
+	fd, err := openRetry(o.Cgroup, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte("0"))
+	return err
+}
+
+// restoreOOMScore undoes what the shim did for itself; it is best effort there, so here too.
+func restoreOOMScore(stageOrder) error {
+	if os.Geteuid() == 0 {
+		setOOMScore("0")
+	}
+	return nil
+}
+
+// setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
+func setOOMScore(score string) {
+	fd, err := openRetry("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = unix.Write(fd, []byte(score))
+	unix.Close(fd)
+}
+
+func setGroups(o stageOrder) error {
+	if o.GID < 0 {
+		return nil
+	}
+	gids := make([]uint32, len(o.Groups)+1) // one more, so that there is an address to take
+	for i, g := range o.Groups {
+		gids[i] = uint32(g)
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(o.Groups)), uintptr(unsafe.Pointer(&gids[0])), 0)
+	if errno != 0 {
+		return errno
+	}
+	g := uintptr(o.GID)
+	_, _, errno = unix.RawSyscall(unix.SYS_SETRESGID, g, g, g)
+	return errnoOrNil(errno)
+}
+
+func setUser(o stageOrder) error {
+	if o.UID < 0 {
+		return nil
+	}
+	u := uintptr(o.UID)
+	_, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, u, u, u)
+	return errnoOrNil(errno)
+}
+
+func errnoOrNil(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// enterDirectory comes after the change of user: the directory must be open to the service, not to us.
+func enterDirectory(o stageOrder) error {
+	err := unix.Chdir(o.Dir)
+	if err == nil || o.Soft == "" {
+		return err
+	}
+	if unix.Chdir(o.Soft) == nil {
+		return nil
+	}
+	return unix.Chdir("/")
+}
+
+// resetSignals gives every signal its default action and empties the mask: what a caller ignored (nohup) or blocked must not reach a
+// service. A zeroed struct sigaction is SIG_DFL on all architectures.
+func resetSignals() {
+	var action [4]uint64
+	for sig := 1; sig <= 64; sig++ {
+		if sig == int(syscall.SIGKILL) || sig == int(syscall.SIGSTOP) {
+			continue
+		}
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	}
+	var none uint64
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)
+}

@@ -1,0 +1,1134 @@
+// Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
+// Runs in: daemon; the client for `kill` without a daemon.
+// Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
+// Uses: unit, wire, sys, deps, supervise, state, child.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	shimBatch   = 64               // shims that one helper starts: bounded by descriptors, not by time
+	shimTries   = 5                // starts of a shim in a row that did not come to its hello
+	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
+)
+
+// manager is the daemon's state. Everything below "loop" is touched by its owner goroutine alone.
+type manager struct {
+	// immutable
+	home       home
+	boot       string
+	pidns      uint64
+	mode       string
+	started    boottime
+	startedAt  time.Time
+	cgroupBase string
+	weaker     []string // what this machine cannot give
+	log        int      // daemon.log, for shims and helpers
+	listener   *os.File
+	inbox      chan any
+
+	// loop
+	services   map[string]*supervised
+	broken     map[string]error // units whose file cannot be used
+	files      map[string]*file // parsed unit files by path
+	jobs       *jobs
+	stale      bool // the graph does not show the catalogue
+	shims      map[int]*supervised
+	pending    []*supervised // shims to start at the end of this round
+	clients    map[*session]bool
+	serviceDir string
+	killer     *asker // `kill` is under way
+	ending     bool
+	previous   daemonRecord // what daemon.json said before us
+	adopting   int          // shims that have not said hello since we started
+	reserve    int          // descriptor that is given up to answer when there is no other
+}
+
+// supervised is one service of the catalogue.
+type supervised struct {
+	name   string
+	unit   *unit // as the shim has it, or is about to have it
+	record runRecord
+	link   *conn // to its shim
+	hello  bool  // the shim has said hello on link
+	pid    int   // of its shim
+	child  bool  // the shim is our child
+	held   map[string]int
+	exits  []exitNote // of processes that we reaped while there was no shim
+	gone   []pidRef   // orphans of a dead shim, for its successor
+	tries  int
+	order  *carried // what its shim is to carry out now
+	before wantRecord
+	want   wantRecord
+}
+
+// carried is an order of the queue that has been given to a shim.
+type carried struct {
+	id    string // as in the wish
+	job   *job
+	verb  jobKind
+	began time.Time
+}
+
+// file is a parsed unit file.
+type file struct {
+	unit *unit
+	err  error
+	mod  int64
+	size int64
+	ino  uint64
+}
+
+// Messages to the loop.
+type (
+	msgClient  struct{ c *session }
+	msgRequest struct {
+		c *session
+		r request
+	}
+	msgClientGone struct{ c *session }
+	msgShim       struct {
+		e    *supervised
+		link *conn
+		f    shimFrame
+		fds  []int
+	}
+	msgShimGone struct {
+		e    *supervised
+		link *conn
+	}
+	msgRetry struct{ e *supervised }
+)
+
+// daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
+func daemonMain(h home, serviceDir string) int {
+	setProcessName(daemonName)
+	mode := modeForeground
+	if os.Getenv(startedVariable) == modeAuto {
+		mode = modeAuto
+	}
+	ready := readyReporter(mode)
+	m, err := newManager(h, mode)
+	if err != nil {
+		ready.fail(err)
+		return exitFailed
+	}
+	m.serviceDir = serviceDir
+	if err := m.listen(); err != nil {
+		ready.fail(err)
+		return exitFailed
+	}
+	m.watchSignals()
+	if err := m.announceSelf(); err != nil {
+		ready.fail(err)
+		return exitFailed
+	}
+	m.adoptAll()
+	ready.ok()
+	go m.accept()
+	m.loop()
+	return exitOK
+}
+
+func (m *manager) watchSignals() {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Ignore(syscall.SIGPIPE)
+	go func() {
+		for s := range signals {
+			m.inbox <- s
+		}
+	}()
+}
+
+// reporter tells the starter how the start went: through the ready pipe, or on stderr in the foreground.
+type reporter struct{ pipe *os.File }
+
+func readyReporter(mode string) reporter {
+	if mode != modeAuto {
+		return reporter{}
+	}
+	unix.CloseOnExec(lockFD)
+	unix.CloseOnExec(readyFD)
+	return reporter{os.NewFile(readyFD, "ready")}
+}
+
+func (r reporter) ok() {
+	if r.pipe != nil {
+		_, _ = io.WriteString(r.pipe, "ok\n") // the starter may have been killed
+		r.pipe.Close()
+	}
+}
+
+func (r reporter) fail(err error) {
+	fmt.Fprintf(os.Stderr, "diakonosd: %v\n", err)
+	if r.pipe != nil {
+		_, _ = fmt.Fprintf(r.pipe, "%v\n", err)
+		r.pipe.Close()
+	}
+}
+
+// newManager takes the home's lock and prepares everything that needs no socket.
+func newManager(h home, mode string) (*manager, error) {
+	if mode != modeAuto {
+		if err := h.make(); err != nil {
+			return nil, err
+		}
+		if err := takeHome(h, mode); err != nil {
+			return nil, err
+		}
+		closeInherited(3)
+	} else {
+		closeInherited(readyFD + 1)
+		if err := h.makeRunRoot(); err != nil {
+			return nil, err
+		}
+	}
+	return managerWithLock(h, mode)
+}
+
+// managerWithLock makes the manager for who holds the home's lock.
+func managerWithLock(h home, mode string) (*manager, error) {
+	unix.Umask(0o077)
+	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
+		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{},
+		clients: map[*session]bool{}, reserve: -1}
+	m.boot, m.pidns = bootIdentity()
+	m.jobs = newJobs(m.isUp, m.isDown)
+	if err := becomeSubreaper(); err != nil {
+		return nil, fmt.Errorf("cannot become subreaper: %v", err)
+	}
+	setOOMScore("-900") // best effort
+	m.findCgroup()
+	m.findWeaknesses()
+	var err error
+	m.log, err = openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open %s: %w", h.daemonLog(), err)
+	}
+	return m, nil
+}
+
+// takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not.
+func takeHome(h home, mode string) error {
+	_, err := lockDirectory(h.path)
+	if err != unix.EWOULDBLOCK {
+		return err
+	}
+	d, err := h.readDaemon()
+	if err != nil || d.Started == 0 || d.Mode != modeAuto {
+		return fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
+	}
+	if err := signalProcess(d.Daemon, syscall.SIGTERM); err != nil && !errors.Is(err, errGone) {
+		return fmt.Errorf("cannot end the auto-started daemon of %s: %w", h.path, err)
+	}
+	fd, err := openRetry(h.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	got := make(chan error, 1)
+	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
+	select {
+	case err := <-got:
+		return err
+	case <-time.After(takeOverMax):
+		return fmt.Errorf("the auto-started daemon of %s (process %d) does not end", h.path, d.Daemon.PID)
+	}
+}
+
+func (m *manager) listen() (err error) {
+	m.listener, err = listenAt(m.home.path, socketName)
+	return err
+}
+
+// announceSelf writes daemon.pid and daemon.json: from now on SIGHUP may come, and shims may heal us.
+func (m *manager) announceSelf() error {
+	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err := replaceFile(m.home.path+"/daemon.pid", pidFileText(os.Getpid())); err != nil {
+		return err
+	}
+	m.previous, _ = m.home.readDaemon()
+	return m.writeSelf(wantedRunning, m.previous.Attempts)
+}
+
+func (m *manager) writeSelf(wanted string, attempts int) error {
+	exe, _ := os.Readlink("/proc/self/exe")
+	return m.home.writeDaemon(daemonRecord{Version: protocolVersion, Boot: m.boot, PIDNS: m.pidns, Wanted: wanted, Mode: m.mode,
+		Daemon: refOf(os.Getpid()), Binary: exe, Build: version, Started: m.started, Attempts: attempts})
+}
+
+// say writes one line of ours: to daemon.log, and in the foreground to stderr too.
+func (m *manager) say(format string, args ...any) {
+	line := time.Now().UTC().Format(time.RFC3339Nano) + " diakonosd: " + fmt.Sprintf(format, args...) + "\n"
+	_, _ = unix.Write(m.log, []byte(line)) // a full disk must not stop the daemon
+	if m.mode != modeAuto {
+		_, _ = io.WriteString(os.Stderr, line)
+	}
+}
+
+// ---- what the machine gives
+
+// findCgroup looks where services' cgroups can be made, by making one.
+func (m *manager) findCgroup() {
+	own := ownCgroup()
+	if own == "" {
+		m.weaker = append(m.weaker, "no cgroup v2 is visible: a process that sheds its session, its environment and its parent escapes `stop`")
+		return
+	}
+	base := own + "/diakonos-" + m.home.id()
+	probe := base + "/.probe"
+	err := os.MkdirAll(probe, 0o755)
+	if err == nil {
+		err = unix.Access(probe+"/cgroup.procs", unix.W_OK)
+		_ = unix.Rmdir(probe)
+	}
+	if err != nil {
+		m.weaker = append(m.weaker, fmt.Sprintf("cgroup v2 is not writable (%v): a process that sheds its session, its environment and its parent escapes `stop`", err))
+		return
+	}
+	m.cgroupBase = base
+}
+
+func (m *manager) findWeaknesses() {
+	if !kernelAtLeast(6, 15) {
+		m.weaker = append(m.weaker, "this kernel has no PIDFD_INFO_EXIT (Linux 6.15): exit statuses of services whose daemon and shim were both killed are lost")
+	}
+	if unix.Access("/proc/self/stat", unix.R_OK) != nil {
+		m.weaker = append(m.weaker, "/proc is not there: processes are found by their pidfd alone")
+	}
+	if os.Geteuid() != 0 {
+		m.weaker = append(m.weaker, "not root: daemon and shims cannot lower their OOM score, and User= is refused")
+	}
+}
+
+func kernelAtLeast(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	f := strings.FieldsFunc(unix.ByteSliceToString(u.Release[:]), func(r rune) bool { return r < '0' || r > '9' })
+	if len(f) < 2 {
+		return false
+	}
+	a, _ := strconv.Atoi(f[0])
+	b, _ := strconv.Atoi(f[1])
+	return a > major || a == major && b >= minor
+}
+
+// ---- the loop
+
+func (m *manager) loop() {
+	for !m.ending {
+		m.handle(<-m.inbox)
+		m.settle()
+	}
+}
+
+// settle does what has come together in one round: new orders, and shims for them.
+func (m *manager) settle() {
+	m.refreshGraph()
+	for {
+		orders := m.jobs.dispatch()
+		for _, o := range orders {
+			m.carryOut(o)
+		}
+		if len(orders) == 0 {
+			break
+		}
+	}
+	m.startShims()
+	m.checkKill()
+}
+
+func (m *manager) handle(msg any) {
+	switch msg := msg.(type) {
+	case os.Signal:
+		m.onSignal(msg.(syscall.Signal))
+	case msgShim:
+		m.onShim(msg)
+	case msgShimGone:
+		m.onShimGone(msg)
+	case msgRetry:
+		m.startShim(msg.e)
+	case msgClient:
+		m.clients[msg.c] = true
+	case msgRequest:
+		m.onRequest(msg.c, msg.r)
+	case msgClientGone:
+		m.dropClient(msg.c)
+	}
+}
+
+func (m *manager) onSignal(sig syscall.Signal) {
+	switch sig {
+	case syscall.SIGCHLD:
+		m.reap()
+	case syscall.SIGHUP:
+		m.readAgain()
+	case syscall.SIGTERM, syscall.SIGINT:
+		if err := m.writeSelf(wantedStopped, 0); err != nil {
+			m.say("%v", err)
+		}
+		m.end()
+	}
+}
+
+// end leaves in good order: services and shims run on.
+func (m *manager) end() {
+	_ = unix.Unlink(m.home.path + "/daemon.pid")
+	if m.listener != nil {
+		_ = withSocketPath(m.home.path, socketName, unix.Unlink)
+	}
+	m.ending = true
+}
+
+// readAgain is SIGHUP: read units again, start and stop nothing; bind the socket anew if its path was deleted.
+func (m *manager) readAgain() {
+	if m.listener != nil && unix.Access(m.home.path+"/"+socketName, unix.F_OK) != nil {
+		old := m.listener
+		if err := m.listen(); err != nil {
+			m.listener = old
+			m.say("%v", err)
+		} else {
+			old.Close()
+			go m.accept()
+		}
+	}
+	for name, e := range m.services {
+		if e.unit != nil {
+			m.loadFile(name, filepath.Dir(e.unit.Path))
+		}
+	}
+}
+
+// ---- catalogue
+
+func (m *manager) entry(name string) *supervised {
+	e := m.services[name]
+	if e == nil {
+		e = &supervised{name: name, held: map[string]int{}, record: runRecord{Sub: dead, Result: resultSuccess}}
+		m.services[name] = e
+	}
+	return e
+}
+
+func (m *manager) isUp(name string) bool {
+	e := m.services[name]
+	if e == nil {
+		return false
+	}
+	a := activeOf(e.record.Sub)
+	return a == active || a == reloading
+}
+
+func (m *manager) isDown(name string) bool {
+	e := m.services[name]
+	if e == nil {
+		return true
+	}
+	a := activeOf(e.record.Sub)
+	return a == inactive || a == failedUnit && e.record.Sub != unknown
+}
+
+// parsed reads a unit file, or returns what was read before if the file is the same.
+func (m *manager) parsed(path string, at place) *file {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	old := m.files[path]
+	if err == nil && old != nil && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
+		return old
+	}
+	f := &file{mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
+	f.unit, f.err = loadUnit(path, at)
+	if errors.Is(f.err, fs.ErrNotExist) {
+		delete(m.files, path)
+		return f
+	}
+	m.files[path] = f
+	return f
+}
+
+// loadFile takes the unit of name from dir into the catalogue. The unit that runs now stays as it is if the file is broken.
+func (m *manager) loadFile(name, dir string) error {
+	e := m.services[name]
+	if e != nil && e.unit != nil && filepath.Dir(e.unit.Path) != dir {
+		err := fmt.Errorf("%q is already loaded from %s, not from %s (`diakonos forget %s` lets go of it)", name, filepath.Dir(e.unit.Path), dir, name)
+		return err
+	}
+	f := m.parsed(unitPath(dir, name), m.home.placeOf(dir))
+	if f.err != nil {
+		if m.broken[name] == nil || m.broken[name].Error() != f.err.Error() {
+			m.stale = true
+		}
+		m.broken[name] = f.err
+		return f.err
+	}
+	if m.broken[name] != nil {
+		delete(m.broken, name)
+		m.stale = true
+	}
+	e = m.entry(name)
+	if e.unit != f.unit {
+		e.unit = f.unit
+		m.stale = true
+	}
+	return nil
+}
+
+// loadClosure loads name and everything that a start of it pulls in.
+func (m *manager) loadClosure(names []string, dir string) {
+	seen := map[string]bool{}
+	for queue := slices.Clone(names); len(queue) > 0; queue = queue[1:] {
+		name := queue[0]
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		from := dir
+		if e := m.services[name]; e != nil && e.unit != nil && !slices.Contains(names, name) {
+			from = filepath.Dir(e.unit.Path)
+		}
+		if err := m.loadFile(name, from); err == nil {
+			queue = append(queue, pulledIn(m.services[name].unit)...)
+		}
+	}
+}
+
+func (m *manager) refreshGraph() {
+	if !m.stale {
+		return
+	}
+	m.stale = false
+	units := make(map[string]*unit, len(m.services))
+	for name, e := range m.services {
+		if e.unit != nil {
+			units[name] = e.unit
+		}
+	}
+	for _, w := range m.jobs.use(newGraph(units, m.broken)) {
+		m.say("%s", w)
+	}
+}
+
+// ---- jobs and wishes
+
+// submit installs what a demand asks for. Every wish is on disk before anything is done.
+func (m *manager) submit(d demand) submission {
+	d.NewID = func(string) string { return invocationText(randomBytes())[:16] }
+	m.refreshGraph()
+	have := map[string]bool{}
+	for _, j := range m.jobs.list() {
+		have[j.ID] = true
+	}
+	s := m.jobs.submit(d)
+	for _, w := range s.Warnings {
+		m.say("%s", w)
+	}
+	m.tell(s.Ended)
+	for _, j := range m.jobs.list() {
+		if have[j.ID] {
+			continue
+		}
+		if err := m.wish(j); err != nil {
+			m.tell(m.refuse(j, err))
+		}
+	}
+	return s
+}
+
+// refuse ends a job that could not be made durable: a start fails, a stop goes on and says so.
+func (m *manager) refuse(j *job, err error) []ended {
+	m.say("cannot record the wish for %q: %v", j.Unit, err)
+	if j.Kind == stopJob {
+		m.say("the stop of %q will not survive a crash", j.Unit)
+		return nil
+	}
+	return m.jobs.abandon(j.Unit, err.Error())
+}
+
+// wish records a job: run/NAME with unit.json and want.
+func (m *manager) wish(j *job) error {
+	e := m.entry(j.Unit)
+	if err := m.home.makeRunDir(j.Unit); err != nil {
+		return err
+	}
+	if j.Kind != stopJob && e.unit != nil {
+		if err := writeJSON(m.home.unitFile(j.Unit), e.unit); err != nil {
+			return err
+		}
+	}
+	e.before = e.want
+	return m.writeWant(e, wantRecord{Up: j.Kind != stopJob, Job: j.ID, Verb: string(j.Kind), By: j.By})
+}
+
+func (m *manager) writeWant(e *supervised, w wantRecord) error {
+	w.Version, w.Boot = protocolVersion, m.boot
+	if err := writeRecord(m.home.wantFile(e.name), w); err != nil {
+		return err
+	}
+	e.want = w
+	return nil
+}
+
+// carryOut gives an order to the shim of its unit, and starts one where there is none.
+func (m *manager) carryOut(o order) {
+	e := m.entry(o.Job.Unit)
+	c := &carried{id: o.Job.ID, job: o.Job, verb: o.Verb, began: time.Now()}
+	w := wantRecord{Up: o.Verb != stopJob, Job: c.id, Verb: string(o.Verb), By: o.Job.By}
+	if o.Job.Kind == restartJob && o.Verb != restartJob { // one stage of a restart that others stand between
+		c.id += "/" + string(o.Verb)
+		w.Job = c.id
+		if o.Verb == stopJob {
+			w.Then = verbStart
+		}
+	}
+	e.order = c
+	if e.want.Job != w.Job || e.want.Verb != w.Verb {
+		if err := m.writeWant(e, w); err != nil && o.Verb != stopJob {
+			m.finish(e, jobFailed, err.Error())
+			return
+		} else if err != nil {
+			m.say("the stop of %q will not survive a crash: %v", e.name, err)
+		}
+	}
+	if e.hello {
+		m.poke(e, shimFrame{Op: opWant})
+		return
+	}
+	if e.link == nil {
+		m.startShim(e)
+	}
+}
+
+// finish reports the end of the order under way.
+func (m *manager) finish(e *supervised, result jobResult, text string) {
+	c := e.order
+	e.order = nil
+	if c != nil {
+		m.tell(m.jobs.finished(e.name, c.job.ID, c.verb, result, text))
+	}
+}
+
+// tell lets everybody know who waits for these jobs, and closes the wishes of those that no shim has carried out.
+func (m *manager) tell(list []ended) {
+	for _, x := range list {
+		e := m.entry(x.Job.Unit)
+		m.closeWish(e, x)
+		for _, w := range x.Job.Waiters {
+			if a, ok := w.Token.(*asker); ok {
+				m.answerJob(a, w.Anchor, m.lineOf(e, x))
+			}
+		}
+	}
+}
+
+// closeWish: a job that ended otherwise than by its shim leaves a wish that nobody will answer.
+func (m *manager) closeWish(e *supervised, x ended) {
+	if !strings.HasPrefix(e.want.Job, x.Job.ID) || strings.HasPrefix(e.record.Job.ID, x.Job.ID) && e.record.Job.Outcome != "" {
+		return
+	}
+	if x.Result == jobDependency && m.isDown(e.name) && e.link == nil {
+		m.failDependency(e, x)
+		return
+	}
+	if x.Result == jobCanceled || x.Result == jobDependency {
+		if err := m.writeWant(e, e.before); err != nil {
+			m.say("%v", err)
+		}
+	}
+}
+
+// failDependency records the failure of a unit that was never started. No shim runs, so the record is ours.
+func (m *manager) failDependency(e *supervised, x ended) {
+	r := &e.record
+	r.Version, r.Boot, r.PIDNS = protocolVersion, m.boot, m.pidns
+	r.Sub, r.Result, r.Reason, r.Since = failed, resultDependency, cutText(x.Text), time.Now().UnixNano()
+	r.Job = jobRecord{ID: e.want.Job, Verb: e.want.Verb, Outcome: outcomeDependency, Text: r.Reason}
+	if err := writeRecord(m.home.stateFile(e.name), r); err != nil {
+		m.say("%v", err)
+	}
+}
+
+// lineOf makes the line for a client.
+func (m *manager) lineOf(e *supervised, x ended) jobLine {
+	l := jobLine{Unit: e.name, Verb: string(x.Job.Kind), Outcome: string(x.Result), Text: x.Text, Culprit: x.Culprit,
+		MainPID: e.record.Main.PID}
+	if x.Job.Kind == stopJob && x.Result == jobFailed {
+		l.Left = e.record.Left
+	}
+	if program, _, ok := strings.Cut(strings.TrimPrefix(x.Text, notFoundPrefix), " in PATH="); ok && strings.HasPrefix(x.Text, notFoundPrefix) {
+		l.Missing = program
+	}
+	return l
+}
+
+// ---- shims
+
+// startShim plans to start a shim at the end of this round.
+func (m *manager) startShim(e *supervised) {
+	if e.link == nil && !slices.Contains(m.pending, e) {
+		m.pending = append(m.pending, e)
+	}
+}
+
+// startShims starts the planned shims, in batches, each by one helper that detaches them.
+func (m *manager) startShims() {
+	for batch := range slices.Chunk(m.pending, shimBatch) {
+		if err := m.detach(batch); err != nil {
+			m.say("cannot start shims: %v", err)
+			for _, e := range batch {
+				m.retryShim(e)
+			}
+		}
+	}
+	m.pending = nil
+}
+
+// detach makes a socket pair for each shim, writes into it what the shim must know, and lets a helper start them.
+func (m *manager) detach(batch []*supervised) error {
+	null, err := openRetry("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		null = m.log
+	} else {
+		defer unix.Close(null)
+	}
+	l := launch{argv: []string{shimName, "-detach"}, files: []uintptr{uintptr(null), uintptr(m.log), uintptr(m.log)}, cgroup: -1,
+		env: m.shimEnvironment(), dir: m.home.path}
+	for _, e := range batch {
+		ours, theirs, err := socketPair()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(theirs)
+		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
+		m.handOver(e)
+		l.argv, l.files = append(l.argv, e.name), append(l.files, uintptr(theirs))
+	}
+	_, pidfd, err := l.start()
+	if err != nil {
+		for _, e := range batch {
+			e.link.close()
+			e.link = nil
+		}
+		return err
+	}
+	unix.Close(pidfd)
+	for _, e := range batch {
+		go m.readShim(e, e.link)
+	}
+	return nil
+}
+
+// shimEnvironment is our own, less what belongs to a service that we may run in, and what shims need.
+func (m *manager) shimEnvironment() []string {
+	env := append(daemonEnvironment(os.Environ()), homeVariable+"="+m.home.path)
+	if m.cgroupBase != "" {
+		env = append(env, cgroupVariable+"="+m.cgroupBase)
+	}
+	return env
+}
+
+// handOver tells a new shim what we hold of its predecessor, then greets it, then gives it its order.
+func (m *manager) handOver(e *supervised) {
+	var names []string
+	var fds []int
+	for _, label := range []string{heldMain, heldNotify} {
+		if fd, ok := e.held[label]; ok {
+			names, fds = append(names, label), append(fds, fd)
+		}
+	}
+	if len(fds) > 0 {
+		_ = e.link.send(shimFrame{Op: opHeld, Names: names}, fds...) // an empty socket takes it
+	}
+	if len(e.gone) > 0 {
+		_ = e.link.send(shimFrame{Op: opOrphans, Refs: e.gone})
+	}
+	for _, x := range e.exits {
+		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
+	}
+	e.gone, e.exits = nil, nil
+	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
+	if e.order != nil {
+		_ = e.link.send(shimFrame{Op: opWant})
+	}
+}
+
+// poke sends a frame to a shim without waiting. A shim that does not read is left alone until it does.
+func (m *manager) poke(e *supervised, f shimFrame) {
+	if err := e.link.send(f); err != nil {
+		_ = unix.Shutdown(int(e.link.f.Fd()), unix.SHUT_RDWR)
+	}
+}
+
+// readShim decodes the frames of one shim.
+func (m *manager) readShim(e *supervised, link *conn) {
+	for {
+		var f shimFrame
+		if err := link.readFrame(&f); err != nil {
+			m.inbox <- msgShimGone{e, link}
+			return
+		}
+		m.inbox <- msgShim{e, link, f, link.claim(len(f.Names))}
+	}
+}
+
+func (m *manager) onShim(msg msgShim) {
+	e := msg.e
+	if msg.link != e.link {
+		for _, fd := range msg.fds {
+			unix.Close(fd)
+		}
+		return
+	}
+	for i, fd := range msg.fds {
+		e.keep(msg.f.Names[i], fd)
+	}
+	if msg.f.Op == opHello {
+		e.hello, e.tries = true, 0
+		m.adopted()
+	}
+	if msg.f.State != nil {
+		m.onState(e, *msg.f.State)
+	}
+}
+
+// keep holds a descriptor in place of an older one with the same label.
+func (e *supervised) keep(label string, fd int) {
+	if old, ok := e.held[label]; ok {
+		unix.Close(old)
+	}
+	e.held[label] = fd
+}
+
+func (e *supervised) letGo() {
+	for label, fd := range e.held {
+		unix.Close(fd)
+		delete(e.held, label)
+	}
+}
+
+// onState takes the new state of a service: its order may have an outcome, and others may depend on it.
+func (m *manager) onState(e *supervised, rec runRecord) {
+	old := e.record.Sub
+	e.record = rec
+	e.pid = rec.ShimPID
+	if e.child && e.pid != 0 {
+		m.shims[e.pid] = e
+	}
+	if c := e.order; c != nil && rec.Job.ID == c.id && rec.Job.Outcome != "" {
+		m.finish(e, resultOfOutcome(rec.Job.Outcome), rec.Job.Text)
+	}
+	wasUp := activeOf(old) == active || activeOf(old) == reloading
+	if wasUp && activeOf(rec.Sub) != active && activeOf(rec.Sub) != reloading {
+		m.wentDown(e)
+	}
+}
+
+func resultOfOutcome(outcome string) jobResult {
+	if outcome == outcomeDone {
+		return jobDone
+	}
+	return jobFailed
+}
+
+// wentDown stops what is bound to a unit that went down by itself (BindsTo).
+func (m *manager) wentDown(e *supervised) {
+	if j := m.jobs.job(e.name); j != nil && j.Kind != startJob || e.record.Job.Outcome == "" && e.record.Job.Verb != verbStart && e.record.Job.ID != "" {
+		return // asked for: its transaction has taken care of the others
+	}
+	m.refreshGraph()
+	if bound := m.jobs.g.bindingBroken(e.name, m.isUp); len(bound) > 0 {
+		m.submit(demand{Kind: stopJob, Names: bound, By: byDependency})
+	}
+}
+
+// onShimGone: the connection has ended. An orderly end was announced; after anything else a successor is due at once.
+func (m *manager) onShimGone(msg msgShimGone) {
+	e := msg.e
+	msg.link.close()
+	if msg.link != e.link {
+		return
+	}
+	e.link, e.hello = nil, false
+	delete(m.shims, e.pid)
+	if e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
+		e.letGo()
+		if e.order != nil {
+			m.startShim(e) // a wish that came while it was leaving
+		}
+		return
+	}
+	if lockIsTaken(m.home.runDir(e.name)) {
+		if m.connectShim(e) {
+			return // it lives, and had dropped us
+		}
+	}
+	m.collectOrphans(e)
+	m.retryShim(e)
+}
+
+// orderly: the last state of the shim was its farewell.
+func (e *supervised) orderly() bool {
+	switch e.record.Sub {
+	case dead, failed:
+		return e.tries == 0
+	case exited:
+		return e.record.Main.zero() && e.record.Control.zero() && e.tries == 0
+	}
+	return false
+}
+
+// retryShim starts a successor at once, and gives up on one that never comes to its hello.
+func (m *manager) retryShim(e *supervised) {
+	e.tries++
+	if e.tries < shimTries {
+		m.startShim(e)
+		return
+	}
+	m.say("the shim of %q does not come up: it is unsupervised", e.name)
+	if e.order != nil {
+		m.finish(e, jobFailed, "its shim cannot be started; see "+m.home.daemonLog())
+	}
+	e.tries = 0
+}
+
+// connectShim connects to a live shim of an earlier daemon.
+func (m *manager) connectShim(e *supervised) bool {
+	f, err := dialAt(m.home.runDir(e.name), shimSocketName)
+	if err != nil {
+		return false
+	}
+	e.link, e.hello, e.child = newConn(f), false, false
+	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
+	if e.order != nil {
+		_ = e.link.send(shimFrame{Op: opWant})
+	}
+	go m.readShim(e, e.link)
+	return true
+}
+
+// collectOrphans finds our new children, which a dead shim has left: we are its subreaper. Those that another service claims by its scope
+// or its record are its own.
+func (m *manager) collectOrphans(e *supervised) {
+	pids, _ := children(os.Getpid())
+	t := tree{home: m.home, name: e.name}
+	mark := []byte(m.home.scopeID(e.name))
+	for _, pid := range pids {
+		st, err := readStat(pid)
+		if err != nil || m.shims[pid] != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
+			continue
+		}
+		if inScope(pid, mark) || st.session == e.record.Main.PID && st.session != 0 {
+			e.gone = append(e.gone, refOf(pid))
+		}
+	}
+}
+
+// reap takes the exit status of every child that has ended: helpers, shims, and orphans of dead shims, whose status their new shim wants.
+func (m *manager) reap() {
+	for {
+		c, err := endedChild()
+		if err != nil || c.pid == 0 {
+			return
+		}
+		if e := m.ownerOf(c.pid); e != nil {
+			m.handExit(e, c)
+		}
+		reapChild(c.pid)
+	}
+}
+
+// ownerOf finds the service whose main or control process this is.
+func (m *manager) ownerOf(pid int) *supervised {
+	for _, e := range m.services {
+		if e.record.Main.PID == pid || e.record.Control.PID == pid {
+			return e
+		}
+	}
+	return nil
+}
+
+func (m *manager) handExit(e *supervised, c waitedChild) {
+	ref := e.record.Main
+	if ref.PID != c.pid {
+		ref = e.record.Control
+	}
+	note := exitNote{ref, c.exit}
+	if e.hello {
+		m.poke(e, shimFrame{Op: opExit, Exit: &note})
+		return
+	}
+	if e.link != nil {
+		_ = e.link.send(shimFrame{Op: opExit, Exit: &note})
+		return
+	}
+	e.exits = append(e.exits, note)
+}
+
+// ---- adoption
+
+// adoptAll is the one way to start: read run/, connect to each live shim, start shims for what has none, then resume open wishes.
+func (m *manager) adoptAll() {
+	names, err := m.home.runNames()
+	if err != nil {
+		m.say("cannot read %s: %v", m.home.runRoot(), err)
+	}
+	for _, name := range names {
+		m.adoptOne(name)
+	}
+	m.stale = true
+	m.refreshGraph()
+	if m.adopting == 0 {
+		m.resume()
+	}
+	m.settle()
+}
+
+func (m *manager) adoptOne(name string) {
+	e := m.entry(name)
+	if u, err := m.home.readUnit(name); err == nil {
+		e.unit = u
+	}
+	rec, err := m.home.readState(name, m.boot)
+	if err == nil {
+		e.record = rec
+	}
+	if w, err := m.home.readWant(name, m.boot); err == nil {
+		e.want = w
+	}
+	switch {
+	case lockIsTaken(m.home.runDir(name)):
+		if !m.connectShim(e) {
+			m.say("the shim of %q holds its lock but does not answer", name)
+			return
+		}
+	case m.needsShim(e, err):
+		m.startShim(e)
+	default:
+		return
+	}
+	m.adopting++
+}
+
+// needsShim: the record tells of something to supervise, or cannot be read.
+func (m *manager) needsShim(e *supervised, err error) bool {
+	switch {
+	case errors.Is(err, errOtherBoot), errors.Is(err, fs.ErrNotExist):
+		return false
+	case err != nil:
+		return !m.emptyState(e.name)
+	}
+	return !e.orderly() || !e.record.Main.zero() || !e.record.Control.zero()
+}
+
+// emptyState: the record was allocated, but never written: nothing was ever started.
+func (m *manager) emptyState(name string) bool {
+	b, err := readSmall(m.home.stateFile(name))
+	return err == nil && strings.Trim(string(b), "\x00") == ""
+}
+
+// adopted counts the shims that have said hello; after the last, what was interrupted goes on.
+func (m *manager) adopted() {
+	if m.adopting == 0 {
+		return
+	}
+	m.adopting--
+	if m.adopting == 0 {
+		m.resume()
+	}
+}
+
+// resume installs the jobs of open wishes again, in the order that the graph gives now, then the enabled units if this is the first
+// daemon of a boot, or after `kill`.
+func (m *manager) resume() {
+	open := map[jobKind][]string{}
+	for name, e := range m.services {
+		if kind := e.openWish(); kind != "" {
+			open[kind] = append(open[kind], name)
+		}
+	}
+	for _, kind := range []jobKind{stopJob, restartJob, startJob, reloadJob} {
+		if names := open[kind]; len(names) > 0 {
+			slices.Sort(names)
+			m.submit(demand{Kind: kind, Names: names, By: byUser})
+		}
+	}
+	m.checkBindings()
+	if m.firstOfBoot() {
+		m.startEnabled()
+	}
+	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
+}
+
+// openWish is what is still to be done for a service; "" = nothing.
+func (e *supervised) openWish() jobKind {
+	w, done := e.want, e.record.Job.ID == e.want.Job && e.record.Job.Outcome != ""
+	switch {
+	case w.Job == "":
+		return ""
+	case !done && w.Then == verbStart, !done && w.Verb == verbRestart:
+		return restartJob
+	case !done:
+		return jobKind(w.Verb)
+	case w.Then == verbStart:
+		return startJob
+	}
+	return ""
+}
+
+// checkBindings is BindsTo after adoption: what broke while no daemon ran.
+func (m *manager) checkBindings() {
+	for name, e := range m.services {
+		if e.unit == nil || !m.isUp(name) {
+			continue
+		}
+		for _, other := range e.unit.BindsTo {
+			if m.isDown(other) && m.jobs.job(other) == nil {
+				m.submit(demand{Kind: stopJob, Names: []string{name}, By: byDependency})
+			}
+		}
+	}
+}
+
+// firstOfBoot: no daemon of this boot was there before us, or the last one was ended by `kill`.
+func (m *manager) firstOfBoot() bool {
+	return m.previous.Boot != m.boot || m.previous.Wanted == wantedKilled
+}
+
+func (m *manager) startEnabled() {
+	units, err := m.home.enabledUnits()
+	if err != nil {
+		m.say("cannot read %s: %v", m.home.enabledDir(), err)
+	}
+	var names []string
+	for name, path := range units {
+		m.loadClosure([]string{name}, filepath.Dir(path))
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return
+	}
+	slices.Sort(names)
+	m.stale = true
+	for _, a := range m.submit(demand{Kind: startJob, Names: names, By: byEnabled}).Answers {
+		if a.Err != nil {
+			m.say("%v", a.Err)
+		}
+	}
+}

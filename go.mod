@@ -1,0 +1,12 @@
+module diakonos
+
+go 1.26.0
+
+require (
+	github.com/BurntSushi/toml v1.6.0
+	github.com/fatih/color v1.19.0
+	github.com/mattn/go-isatty v0.0.24
+	golang.org/x/sys v0.49.0
+)
+
+require github.com/mattn/go-colorable v0.1.14 // indirect

@@ -1,0 +1,176 @@
+// Diakonos keeps services running. One static binary, several personalities:
+//
+//	diakonos, diakonosctl   client   one request, prints, exits
+//	diakonosd               daemon   the planner: catalogue, dependency graph, jobs, client API
+//	diakonos-run NAME       shim     one per running service: its supervisor
+//	diakonos-run -exec      stage    the service's own process just before execve
+//	diakonos-run -detach    helper   starts a batch of shims and ends
+//
+// The daemon plans and owns nothing that it cannot rebuild; the shim supervises, also while no daemon runs. Layers, lowest first:
+//
+//	wire value sys                       formats; values of unit files; kernel calls
+//	command unit log                     command lines; unit files; log records
+//	deps supervise                       pure: jobs and order; the state machine of a service
+//	state environ tree child pump        the home; who a service is; its processes; the stage; its output
+//	shim spawn daemon api                the two loops
+//	render client main                   what people see
+//
+// On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state unit.json shim.pid
+// main.pid shim.sock out err pump notify) and log/NAME/. docs/protocols.md tells what each file means, and the protocols P and L.
+//
+// Words: a *unit* is a parsed unit file; a *service* is its runtime object; a *run* is one start with its end; a *wish* is what was asked
+// for last; a *job* is the work on one unit; a *stage* is a service's process before execve; the *guard* is a lock that lives as long as
+// a process of the start has its standard output; to *hold* is to keep a descriptor open for a shim's successor.
+//
+// Role: the personality table; install and version.
+// Runs in: all personalities.
+// Owns: nothing.
+// Uses: wire, state, shim, daemon, client.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+)
+
+// personalities are the names that the binary is called by; install makes links of these names.
+var personalities = [...]struct {
+	name string
+	main func(args []string) int
+}{
+	{"diakonos", diakonosMain},
+	{"diakonosctl", diakonosMain},
+	{"diakonosd", diakonosdMain},
+	{"diakonos-run", shimMain},
+}
+
+func main() {
+	name := filepath.Base(os.Args[0])
+	for _, p := range personalities {
+		if p.name == name {
+			os.Exit(p.main(os.Args[1:]))
+		}
+	}
+	os.Exit(diakonosMain(os.Args[1:]))
+}
+
+// diakonosMain is the client, which also leads to what is not a request.
+func diakonosMain(args []string) int {
+	call, err := parseCall(args)
+	if err == nil && !call.help {
+		switch call.verb {
+		case "daemon":
+			return runDaemon(call)
+		case "install":
+			return install(call)
+		case "version":
+			fmt.Println(buildText())
+			return exitOK
+		}
+	}
+	return clientMain(args, os.Stdout, os.Stderr)
+}
+
+func diakonosdMain(args []string) int {
+	if os.Getenv(startedVariable) != "" { // started by one of us: no flags, and no time to lose
+		return daemonMain(home{os.Getenv(homeVariable)}, "")
+	}
+	call, err := parseCall(append([]string{"daemon"}, args...))
+	if err != nil || call.help || len(call.args) > 0 {
+		return clientMain(append([]string{"daemon"}, args...), os.Stdout, os.Stderr)
+	}
+	if call.version {
+		fmt.Println(buildText())
+		return exitOK
+	}
+	return runDaemon(call)
+}
+
+// runDaemon is the daemon in the foreground.
+func runDaemon(call clientCall) int {
+	if len(call.args) > 0 {
+		fmt.Fprintln(os.Stderr, "diakonos: daemon takes no name")
+		return exitUsage
+	}
+	h, err := findHome(call.homeFlag)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "diakonos:", err)
+		return exitFailed
+	}
+	dir, err := findServiceDir(call.dirFlag, h)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "diakonos:", err)
+		return exitFailed
+	}
+	return daemonMain(h, dir)
+}
+
+// install makes the links diakonosctl, diakonosd and diakonos-run beside a copy or the place of the binary.
+func install(call clientCall) int {
+	exe, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "diakonos: cannot install: cannot find the program's own file:", err)
+		return exitFailed
+	}
+	dir := filepath.Dir(exe)
+	if len(call.args) > 0 {
+		dir = call.args[0]
+	}
+	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName} {
+		path := filepath.Join(dir, name)
+		if sameFile(path, exe) {
+			continue
+		}
+		if err := link(exe, path, call.hardLinks); err != nil {
+			fmt.Fprintln(os.Stderr, "diakonos: cannot install:", err)
+			return codeOf(err)
+		}
+		fmt.Println(path)
+	}
+	return exitOK
+}
+
+// sameFile: path is the very file, not a link to it.
+func sameFile(path, exe string) bool {
+	a, err1 := os.Lstat(path)
+	b, err2 := os.Stat(exe)
+	return err1 == nil && err2 == nil && os.SameFile(a, b)
+}
+
+// link makes one link under a temporary name and renames it, so that a name never points to nothing. What is no link of ours stays.
+func link(exe, path string, hard bool) error {
+	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSymlink == 0 && !hard {
+		return fmt.Errorf("%s is there and is not a link", path)
+	}
+	tmp := path + ".new"
+	_ = os.Remove(tmp)
+	err := os.Symlink(exe, tmp)
+	if hard {
+		err = errors.Join(os.Remove(tmp), os.Link(exe, tmp))
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// buildText is version, commit and Go version in one line.
+func buildText() string {
+	commit := "unknown commit"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = "commit " + s.Value[:min(12, len(s.Value))]
+			}
+			if s.Key == "vcs.modified" && s.Value == "true" {
+				commit += " (modified)"
+			}
+		}
+	}
+	return fmt.Sprintf("diakonos %s, %s, %s %s/%s", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}

@@ -1,0 +1,1133 @@
+// Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
+// Runs in: shim; detachMain in the helper that starts a batch of shims.
+// Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
+// Uses: unit, wire, sys, supervise, state, environ, tree, pump, child.
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	linkFD      = 3               // the shim's end of the socket pair with the daemon that started it
+	shimThreads = 4               // beside those that the runtime has at once: 6 in all
+	shimGC      = 20              // percent: with the default the heap would grow to 4 MiB before the first collection
+	lockLimit   = 2 * time.Second // for a predecessor to be gone
+	statusLimit = time.Second     // for the exit status of an adopted process to come from who reaped it
+	busyLimit   = 5 * time.Second // for leftovers to die of SIGKILL before a start is given up
+	healFirst   = 100 * time.Millisecond
+	healMost    = 10 * time.Second
+	healForgets = 10 * time.Second // a daemon that lived this long was a good one
+	maxLeft     = 32               // PIDs named in a record
+	maxText     = 512              // bytes of a text in a record
+)
+
+// shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
+type shim struct {
+	// immutable
+	name       string
+	home       home
+	boot       string
+	pidns      uint64
+	cgroupBase string
+	listener   *os.File
+	inbox      chan any
+
+	// loop
+	svc      *service
+	state    *recordFile
+	saved    []byte // the record as it was last written and announced
+	queue    []event
+	pump     *pump
+	drains   uint64 // token of the drain under way
+	daemon   *conn  // nil = none is connected
+	main     process
+	control  process
+	adopted  bool // processes may not be our descendants
+	watching *scope
+	members  map[int]bool // processes of the tree that whenReadable looks at
+	waiting  *spawn       // main command that waits for leftovers to end
+	notify   notifySocket
+	hold     []heldFD // descriptors to travel with the next state frame
+	timer    *time.Timer
+	healAt   boottime // 0 = no healing is due
+	healWait time.Duration
+	spawns   uint64   // numbers the stages
+	pidWatch *os.File // inotify on the directory of PIDFile
+	quitting bool
+}
+
+// process is the main or control process while it runs.
+type process struct {
+	ref     pidRef
+	fd      int  // pidfd
+	child   bool // ours to reap
+	pending bool // its stage has not reported yet
+	seq     uint64
+	gone    bool // an adopted one that has ended; its status is awaited
+}
+
+type heldFD struct {
+	label string
+	fd    int
+}
+
+// Messages to the loop.
+type (
+	msgFrame struct {
+		from *conn
+		f    shimFrame
+	}
+	msgClosed struct{ from *conn }
+	msgReport struct {
+		seq  uint64
+		role role
+		text []byte
+	} // a stage's error pipe has ended
+	msgGone struct {
+		role role
+		pid  int
+	} // an adopted main or control process has ended
+	msgLost struct {
+		role role
+		pid  int
+	} // and nobody told its status
+	msgMember struct{ pid int } // a process of the tree has ended
+	msgNotify struct {
+		pid int
+		msg notifyMessage
+	}
+	msgExecDone struct{ pid int }       // an adopted stage has let go of main.pid
+	msgPIDFile  struct{}                // something happened in the directory of PIDFile
+	msgBusy     struct{ waited *spawn } // leftovers did not end in time
+	msgDrainEnd struct{ token uint64 }  // drain limit
+	msgHealed   struct {
+		err   error
+		asker *conn
+	}
+)
+
+// detachMain starts one shim per name, each with its end of a socket pair (descriptor 3, 4, …), and ends, so that they belong to the
+// daemon as subreaper, or to init. One helper serves a whole batch.
+func detachMain(names []string) int {
+	h := home{os.Getenv(homeVariable)}
+	closeInherited(3)
+	code := exitOK
+	for i, name := range names {
+		l := launch{argv: []string{shimName, name}, env: os.Environ(), dir: h.runDir(name), setsid: true, cgroup: -1,
+			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
+		_, pidfd, err := l.start()
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "diakonos-run: cannot start the shim of %q: %v\n", name, err)
+			code = exitFailed
+			continue
+		}
+		unix.Close(pidfd)
+	}
+	return code
+}
+
+// shimMain runs `diakonos-run NAME`, `-exec` or `-detach NAME…`.
+func shimMain(args []string) int {
+	switch {
+	case len(args) == 1 && args[0] == "-exec":
+		return stageMain()
+	case len(args) > 1 && args[0] == "-detach":
+		return detachMain(args[1:])
+	case len(args) != 1 || strings.HasPrefix(args[0], "-") || os.Getenv(homeVariable) == "":
+		fmt.Fprintln(os.Stderr, "diakonos-run: this is a part of diakonos and is started by its daemon")
+		return exitUsage
+	}
+	s, err := newShim(args[0])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", args[0], err)
+		return exitFailed
+	}
+	s.open()
+	return s.loop()
+}
+
+// newShim takes the lock and everything else that needs no knowledge of the service.
+func newShim(name string) (*shim, error) {
+	setProcessName(shimName)
+	runtime.GOMAXPROCS(1) // by call, not by environment: nothing of it may reach a service
+	debug.SetGCPercent(shimGC)
+	closeInherited(linkFD)
+	unix.Umask(0o077)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
+	s := &shim{name: name, home: home{os.Getenv(homeVariable)}, cgroupBase: os.Getenv(cgroupVariable),
+		inbox: make(chan any, 16), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1}}
+	s.notify.fd = -1
+	s.boot, s.pidns = bootIdentity()
+	if err := os.Chdir(s.home.runDir(name)); err != nil {
+		return nil, err
+	}
+	if err := lockOwnDirectory(); err != nil {
+		return nil, err
+	}
+	setOOMScore("-900") // best effort: an out-of-memory kill of ours would cost supervision
+	if err := becomeSubreaper(); err != nil {
+		return nil, fmt.Errorf("cannot become subreaper: %v", err)
+	}
+	var err error
+	if err = replaceFile("shim.pid", pidFileText(os.Getpid())); err != nil {
+		s.warn("%v", err) // a full disk must not keep a service unsupervised
+	}
+	if s.state, err = openRecord("state"); err != nil {
+		return nil, err
+	}
+	if s.listener, err = listenAt(".", shimSocketName); err != nil {
+		s.warn("%v", err)
+	}
+	return s, nil
+}
+
+// lockOwnDirectory takes the lock on run/NAME, and never gives it back. A predecessor that was killed may need a moment to be gone.
+func lockOwnDirectory() error {
+	_, err := lockDirectory(".")
+	if err != unix.EWOULDBLOCK {
+		return err
+	}
+	fd, err := openRetry(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	got := make(chan error, 1)
+	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
+	select {
+	case err := <-got:
+		return err
+	case <-time.After(lockLimit):
+		return errors.New("another shim supervises it")
+	}
+}
+
+// warn writes one line to daemon.log.
+func (s *shim) warn(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%s diakonos-run: %q: %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.name, fmt.Sprintf(format, args...))
+}
+
+// open connects with the daemon, reads the records and resumes or begins.
+func (s *shim) open() {
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	go func() {
+		for range children {
+			s.inbox <- syscall.SIGCHLD
+		}
+	}()
+	handed := s.meetDaemon()
+	if s.listener != nil {
+		go s.accept()
+	}
+	raiseThreads(shimThreads)
+	s.timer = time.NewTimer(time.Hour)
+	s.timer.Stop()
+	s.readRecords()
+	if err := s.startPump(); err != nil {
+		s.warn("%v", err)
+	}
+	s.adopt(handed)
+	s.greetDaemon()
+	s.settle()
+}
+
+// handover is what the daemon knows of a predecessor.
+type handover struct {
+	held    map[string]int
+	orphans []pidRef
+	exits   []exitNote
+}
+
+// meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started.
+func (s *shim) meetDaemon() handover {
+	got := handover{held: map[string]int{}}
+	if unix.SetNonblock(linkFD, true) != nil {
+		return got
+	}
+	c := newConn(os.NewFile(linkFD, "daemon"))
+	_ = c.f.SetReadDeadline(time.Now().Add(lockLimit))
+	for {
+		var f shimFrame
+		if err := c.readFrame(&f); err != nil {
+			c.close()
+			s.lostDaemon()
+			return got
+		}
+		switch f.Op {
+		case opHeld:
+			for i, fd := range c.claim(len(f.Names)) {
+				got.held[f.Names[i]] = fd
+			}
+		case opOrphans:
+			got.orphans = f.Refs
+		case opExit:
+			got.exits = append(got.exits, *f.Exit)
+		case opHello:
+			_ = c.f.SetReadDeadline(time.Time{})
+			s.daemon = c
+			go s.read(c)
+			return got
+		}
+	}
+}
+
+// accept takes connections until the listener fails.
+func (s *shim) accept() {
+	for {
+		f, err := acceptFrom(s.listener)
+		if err != nil {
+			return
+		}
+		if !peerAllowed(f) {
+			f.Close()
+			continue
+		}
+		go s.read(newConn(f))
+	}
+}
+
+// read decodes the frames of one connection.
+func (s *shim) read(c *conn) {
+	for {
+		var f shimFrame
+		err := c.readFrame(&f)
+		if err != nil {
+			s.inbox <- msgClosed{c}
+			return
+		}
+		s.inbox <- msgFrame{c, f}
+	}
+}
+
+// readRecords makes the service out of unit.json and state.
+func (s *shim) readRecords() {
+	rec, err := s.home.readState(s.name, s.boot)
+	u, uerr := s.home.readUnit(s.name)
+	if uerr != nil {
+		s.warn("%v", uerr)
+		u = &unit{Name: s.name, KillMode: killControlGroup, KillSignal: syscall.SIGTERM, SendSIGKILL: true, TimeoutStopSec: 90 * time.Second,
+			LogMaxSize: 10 << 20, LogMaxFiles: 5}
+	}
+	s.svc = newService(u, rec)
+	if err != nil && !errors.Is(err, errOtherBoot) {
+		s.probe()
+	}
+	s.svc.Version, s.svc.Boot, s.svc.PIDNS, s.svc.ShimPID = protocolVersion, s.boot, s.pidns, os.Getpid()
+}
+
+// probe: the state cannot be read, so nothing is known. Something of this service may live: look, never assume.
+func (s *shim) probe() {
+	t := tree{home: s.home, name: s.name, adopted: true}
+	pids := t.closure()
+	if len(pids) == 0 {
+		return
+	}
+	b, _ := readSmall("main.pid")
+	if pid := parsePIDFile(b); pid != 0 && slices.Contains(pids, pid) {
+		s.svc.Main = refOf(pid)
+		s.svc.Sub = running
+		s.svc.Since, s.svc.Started = time.Now().UnixNano(), time.Now().UnixNano()
+		s.warn("its state could not be read; process %d of main.pid belongs to it and is taken as its main process", pid)
+		return
+	}
+	s.svc.Sub, s.svc.Reason, s.svc.Left = unknown, "its state could not be read, and processes of it are there: "+pidList(pids), pids
+	s.warn("%s", s.svc.Reason)
+}
+
+// ---- adoption
+
+// adopt takes over what a predecessor left: its processes if they live, else what became of them.
+func (s *shim) adopt(h handover) {
+	s.notify.adopt(h.held[heldNotify])
+	if s.svc.Sub == dead && s.svc.Spawning == "" {
+		return
+	}
+	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
+	s.adopted = true
+	ev := evAdopted{}
+	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
+	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
+	ev.nothingRan = s.nothingRan(ev)
+	if ev.nothingRan {
+		ev.main, ev.control = exitStatus{}, exitStatus{}
+	}
+	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
+		s.awaitExec()
+	}
+	if s.svc.NotifyNeeded() {
+		s.openNotify(account{uid: os.Geteuid(), gid: os.Getegid()})
+	}
+	s.feed(ev)
+}
+
+// takeOver watches a recorded process that lives, or tells how it ended.
+func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
+	if ref.zero() {
+		return exitStatus{}
+	}
+	fd, err := openProcess(ref)
+	if err == nil {
+		s.watchProcess(p, r, ref, fd)
+		return exitStatus{}
+	}
+	for _, x := range h.exits {
+		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
+			return x.Exit
+		}
+	}
+	if fd, ok := h.held[heldMain]; ok && r == roleMain && (ref.Ino == 0 || pidfdInode(fd) == ref.Ino) {
+		if ws, ok := pidfdExit(fd); ok {
+			return exitOf(ws)
+		}
+	}
+	if st, err := readStat(ref.PID); err == nil && st.state == 'Z' && st.start == ref.Start {
+		return exitOf(unix.WaitStatus(st.exitCode))
+	}
+	return exitStatus{How: exitLost}
+}
+
+// watchProcess sets p to a process that is not our child; its end comes as msgGone.
+func (s *shim) watchProcess(p *process, r role, ref pidRef, fd int) {
+	*p = process{ref: ref, fd: fd}
+	watched, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		watched, _ = unix.PidfdOpen(ref.PID, unix.PIDFD_NONBLOCK)
+	}
+	_ = unix.SetNonblock(watched, true)
+	whenReadable(watched, func(f *os.File) {
+		f.Close()
+		s.inbox <- msgGone{r, ref.PID}
+	})
+}
+
+// nothingRan: the predecessor died within protocol P before the commit, so that the stage saw end of file.
+func (s *shim) nothingRan(ev evAdopted) bool {
+	switch s.svc.Spawning {
+	case roleMain:
+		if s.svc.Main.zero() {
+			return true
+		}
+		b, err := readSmall("main.pid")
+		return ev.main != exitStatus{} && err == nil && len(b) == 0 // the stage emptied it
+	case roleControl:
+		return s.svc.Control.zero()
+	}
+	return false
+}
+
+// awaitExec waits for a stage that outlived its shim: it holds a lock on main.pid until execve.
+func (s *shim) awaitExec() {
+	fd, err := openRetry("main.pid", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		s.inbox <- msgExecDone{s.main.ref.PID}
+		return
+	}
+	pid := s.main.ref.PID
+	go func() {
+		_ = waitByte(fd, 0)
+		unix.Close(fd)
+		s.inbox <- msgExecDone{pid}
+	}()
+}
+
+// ---- the loop
+
+func (s *shim) loop() int {
+	for !s.quitting {
+		select {
+		case m := <-s.inbox:
+			s.handle(m)
+		case <-s.timer.C:
+		}
+		s.onTime()
+		s.settle()
+	}
+	s.leave()
+	return exitOK
+}
+
+func (s *shim) handle(m any) {
+	switch m := m.(type) {
+	case syscall.Signal:
+		s.reap()
+	case msgFrame:
+		s.onFrame(m.from, m.f)
+	case msgClosed:
+		s.onClosed(m.from)
+	case msgReport:
+		s.onReport(m)
+	case msgGone:
+		s.onGone(m)
+	case msgLost:
+		if p := s.process(m.role); p.gone && p.ref.PID == m.pid {
+			s.ended(m.role, exitStatus{How: exitLost})
+		}
+	case msgMember:
+		delete(s.members, m.pid)
+		s.checkTree()
+	case msgNotify:
+		s.onNotify(m)
+	case msgExecDone:
+		if s.main.ref.PID == m.pid && !s.main.gone {
+			s.feed(evSpawned{roleMain})
+		}
+	case msgPIDFile:
+		s.lookForMain()
+	case msgBusy:
+		if s.waiting == m.waited {
+			s.waiting, s.watching = nil, nil
+			s.feed(evBusy{m.waited.role, s.leftPIDs()})
+		}
+	case msgDrainEnd:
+		if m.token == s.drains {
+			s.feed(evDrained{})
+		}
+	case msgHealed:
+		s.onHealed(m)
+	case pumpNote:
+		s.onPump(m)
+	}
+}
+
+func (s *shim) process(r role) *process {
+	if r == roleMain {
+		return &s.main
+	}
+	return &s.control
+}
+
+// now is the instant of a step.
+func (s *shim) now() instant {
+	n := instant{boot: bootNow(), wall: time.Now().UnixNano()}
+	n.fresh = invocationText(randomBytes())
+	return n
+}
+
+// feed gives one event to the state machine and carries out what it says; events that this causes follow in order.
+func (s *shim) feed(ev event) {
+	s.queue = append(s.queue, ev)
+	if len(s.queue) > 1 {
+		return // the call below us works the queue off
+	}
+	for len(s.queue) > 0 {
+		effects := s.svc.step(s.now(), s.queue[0])
+		s.carry(effects)
+		s.queue = s.queue[1:]
+	}
+	s.queue = nil
+}
+
+func (s *shim) carry(effects []effect) {
+	for _, e := range effects {
+		switch e := e.(type) {
+		case spawn:
+			s.spawnWhenClear(e)
+		case kill:
+			s.kill(e)
+		case killControl:
+			s.signalOne(&s.control, syscall.SIGKILL)
+		case watch:
+			s.watching = &e.scope
+			s.checkTree()
+		case findMain:
+			s.lookForMain()
+		case drain:
+			s.drain(e)
+		case retire:
+			s.retire()
+		case quit:
+			s.quitting = true
+		}
+	}
+}
+
+// settle makes the present state durable, then visible, and sets the timer.
+func (s *shim) settle() {
+	s.save()
+	s.armTimer()
+	if s.quitting && !s.mayQuit() {
+		s.quitting = false
+	}
+}
+
+// save writes the record if it changed, and announces it.
+func (s *shim) save() error {
+	s.trim()
+	body, err := json.Marshal(&s.svc.runRecord)
+	if err != nil {
+		return err
+	}
+	if string(body) == string(s.saved) && len(s.hold) == 0 {
+		return nil
+	}
+	err = s.state.write(json.RawMessage(body))
+	if err != nil {
+		s.warn("%v", err)
+	} else {
+		s.saved = body
+	}
+	s.announce(opState)
+	return err
+}
+
+// trim keeps the record within its slot whatever services say.
+func (s *shim) trim() {
+	r := &s.svc.runRecord
+	r.Reason, r.StatusText, r.Job.Text = cutText(r.Reason), cutText(r.StatusText), cutText(r.Job.Text)
+	r.Left = r.Left[:min(len(r.Left), maxLeft)]
+	r.Orphans = r.Orphans[:min(len(r.Orphans), maxLeft)]
+	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
+}
+
+func cutText(t string) string {
+	if len(t) <= maxText {
+		return t
+	}
+	return strings.ToValidUTF8(t[:maxText], "")
+}
+
+// announce sends the state to the daemon, with descriptors that it shall hold.
+func (s *shim) announce(op string) {
+	if s.daemon == nil {
+		return
+	}
+	f := shimFrame{Op: op, State: &s.svc.runRecord}
+	if op == opHello {
+		f.Proto, f.Build = protocolVersion, version
+	}
+	var fds []int
+	for _, h := range s.hold {
+		f.Names, fds = append(f.Names, h.label), append(fds, h.fd)
+	}
+	err := s.daemon.send(f, fds...)
+	if errors.Is(err, unix.ETOOMANYREFS) { // too many descriptors in flight for this user: the state must come through all the same
+		f.Names = nil
+		err = s.daemon.send(f)
+	}
+	s.hold = nil
+	if err != nil {
+		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // its reader tells us that it is closed
+	}
+}
+
+// greetDaemon sends the first frame of a connection, with everything that the daemon is to hold for our successor.
+func (s *shim) greetDaemon() {
+	s.hold = nil
+	if s.pump != nil {
+		s.hold = append(s.hold, heldFD{heldOut, s.pump.fifo(streamOut)}, heldFD{heldErr, s.pump.fifo(streamErr)})
+	}
+	if s.main.fd >= 0 {
+		s.hold = append(s.hold, heldFD{heldMain, s.main.fd})
+	}
+	if s.notify.fd >= 0 {
+		s.hold = append(s.hold, heldFD{heldNotify, s.notify.fd})
+	}
+	s.announce(opHello)
+}
+
+// armTimer sets the one timer to what is due first.
+func (s *shim) armTimer() {
+	due := s.svc.Deadline
+	if s.healAt != 0 && (due == 0 || s.healAt < due) {
+		due = s.healAt
+	}
+	if due == 0 {
+		s.timer.Stop()
+		return
+	}
+	s.timer.Reset(max(time.Duration(due-bootNow()), 0))
+}
+
+// onTime does what is due now.
+func (s *shim) onTime() {
+	for s.svc.Deadline != 0 && bootNow() >= s.svc.Deadline {
+		if s.watching != nil {
+			s.feed(evTree{s.leftPIDs()})
+		}
+		s.feed(evTimeout{})
+	}
+	if s.healAt != 0 && bootNow() >= s.healAt {
+		s.heal(nil)
+	}
+}
+
+// mayQuit: no process, no output and no job is left.
+func (s *shim) mayQuit() bool {
+	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.pump == nil || !s.pump.retired())
+}
+
+// leave is the orderly end of the shim: the state on disk is the last word.
+func (s *shim) leave() {
+	s.svc.ShimPID = 0
+	if s.svc.Cgroup != "" {
+		removeCgroup(s.svc.Cgroup)
+		s.svc.Cgroup = ""
+	}
+	_ = s.save()
+	_ = unix.Unlink("main.pid")
+	_ = unix.Unlink("shim.pid")
+	_ = unix.Unlink(shimSocketName)
+	s.notify.remove()
+	if s.pump != nil {
+		s.pump.stop()
+	}
+}
+
+// removeCgroup removes a cgroup and those that the service made below it.
+func removeCgroup(dir string) {
+	if unix.Rmdir(dir) == nil {
+		return
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(dir + "/" + e.Name())
+		}
+	}
+	_ = unix.Rmdir(dir)
+}
+
+// ---- frames
+
+func (s *shim) onFrame(c *conn, f shimFrame) {
+	switch f.Op {
+	case opHello:
+		if f.Role == "daemon" {
+			s.newDaemon(c)
+		}
+	case opWant:
+		s.readWant()
+	case opExit:
+		if f.Exit != nil {
+			s.onExitNote(*f.Exit)
+		}
+	case opOrphans:
+		s.svc.Orphans = append(s.svc.Orphans, f.Refs...)
+	case opReset:
+		s.feed(evReset{})
+	case opHeal:
+		s.heal(c)
+	}
+}
+
+// newDaemon: a new daemon has found us.
+func (s *shim) newDaemon(c *conn) {
+	if s.daemon != nil && s.daemon != c {
+		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR)
+	}
+	s.daemon, s.healAt, s.healWait = c, 0, 0
+	s.greetDaemon()
+}
+
+func (s *shim) onClosed(c *conn) {
+	if c == s.daemon {
+		s.daemon = nil
+		s.lostDaemon()
+	}
+	c.close()
+}
+
+// onExitNote: somebody reaped a process of ours and tells how it ended.
+func (s *shim) onExitNote(n exitNote) {
+	for _, r := range []role{roleMain, roleControl} {
+		p := s.process(r)
+		if p.fd >= 0 && !p.child && p.ref.PID == n.Ref.PID && (n.Ref.Start == 0 || n.Ref.Start == p.ref.Start) {
+			s.ended(r, n.Exit)
+		}
+	}
+}
+
+// readWant turns a new wish into an event.
+func (s *shim) readWant() {
+	w, err := s.home.readWant(s.name, s.boot)
+	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID {
+		return // unreadable = leave as it is
+	}
+	ev := evJob{id: w.Job, verb: w.Verb}
+	if w.Verb != verbStop {
+		if ev.unit, err = s.home.readUnit(s.name); err != nil {
+			s.warn("%v", err)
+			ev.unit = s.svc.unit
+		}
+		if s.pump != nil {
+			s.pump.configure(ev.unit.LogMaxSize, ev.unit.LogMaxFiles)
+		}
+	}
+	s.waiting = nil
+	s.feed(ev)
+}
+
+// wantIsUp reads the wish again, as protocol P asks before the commit.
+func (s *shim) wantIsUp() bool {
+	w, err := s.home.readWant(s.name, s.boot)
+	return err != nil || w.Up
+}
+
+// ---- healing the daemon
+
+// lostDaemon plans to start a new one, if the last was to run and nothing else keeps it alive.
+func (s *shim) lostDaemon() {
+	d, err := s.home.readDaemon()
+	if err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto {
+		return
+	}
+	attempts := d.Attempts
+	if d.Started != 0 && time.Duration(bootNow()-d.Started) >= healForgets {
+		attempts = 0
+	}
+	s.healWait = healFirst
+	for range attempts {
+		s.healWait = min(2*s.healWait, healMost)
+	}
+	s.healLater()
+}
+
+// healLater sets the time with 20 % jitter, so that a thousand shims do not try at once.
+func (s *shim) healLater() {
+	r := randomBytes()
+	s.healAt = bootNow() + boottime(s.healWait) + boottime(s.healWait)/5*boottime(int(r[0])-128)/128
+	s.healWait = min(2*s.healWait, healMost)
+}
+
+// heal starts a daemon if none holds the home's lock. asker is a client that waits for it; nil = our own time has come.
+func (s *shim) heal(asker *conn) {
+	s.healAt = 0
+	if s.daemon != nil {
+		s.onHealed(msgHealed{nil, asker})
+		return
+	}
+	d, err := s.home.readDaemon()
+	if asker == nil && (err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto) {
+		return
+	}
+	lock, err := lockDirectory(s.home.path)
+	if err != nil {
+		s.onHealed(msgHealed{err, asker})
+		return
+	}
+	if d.Started != 0 && time.Duration(bootNow()-d.Started) >= healForgets {
+		d.Attempts = 0
+	}
+	d.Attempts++
+	d.Started, d.Daemon = 0, pidRef{}
+	if asker == nil {
+		_ = s.home.writeDaemon(d) // without it the delay does not grow; that is all
+	}
+	l := launch{parent: true, env: daemonEnvironment(os.Environ()), path: d.newerBinary()}
+	go func() {
+		err := s.home.startDaemon(lock, l)
+		unix.Close(lock)
+		s.inbox <- msgHealed{err, asker}
+	}()
+}
+
+func (s *shim) onHealed(m msgHealed) {
+	if m.asker != nil {
+		_ = unix.Shutdown(int(m.asker.f.Fd()), unix.SHUT_RDWR)
+		return
+	}
+	if s.daemon != nil {
+		return
+	}
+	if m.err != nil && m.err != unix.EWOULDBLOCK {
+		s.warn("%v", m.err)
+	}
+	if s.healWait == 0 {
+		s.healWait = healFirst
+	}
+	s.healLater() // until a daemon has connected
+}
+
+// ---- ends of processes
+
+// reap looks at all children that have ended. Each is recorded before it is reaped, so that a killed shim loses no status.
+func (s *shim) reap() {
+	for {
+		c, err := endedChild()
+		if err != nil || c.pid == 0 {
+			s.checkTree()
+			return
+		}
+		r := s.roleOf(c.pid)
+		if r == "" {
+			reapChild(c.pid)
+			continue
+		}
+		if s.process(r).pending {
+			return // its stage's report is on the way; it says whether anything ran
+		}
+		s.endedChild(r, c)
+	}
+}
+
+func (s *shim) roleOf(pid int) role {
+	switch {
+	case s.main.fd >= 0 && s.main.ref.PID == pid:
+		return roleMain
+	case s.control.fd >= 0 && s.control.ref.PID == pid:
+		return roleControl
+	}
+	return ""
+}
+
+// endedChild: step, record, reap, and only then act.
+func (s *shim) endedChild(r role, c waitedChild) {
+	s.forget(r)
+	effects := s.svc.step(s.now(), evExit{r, c.exit})
+	_ = s.save()
+	reapChild(c.pid)
+	s.act(effects)
+}
+
+// act carries out effects of a step that was taken outside of feed.
+func (s *shim) act(effects []effect) {
+	s.queue = append(s.queue, nil) // keeps events that they cause in order
+	s.carry(effects)
+	rest := s.queue[1:]
+	s.queue = nil
+	for _, ev := range rest {
+		s.feed(ev)
+	}
+}
+
+// ended: a process that is not our child has ended.
+func (s *shim) ended(r role, x exitStatus) {
+	s.forget(r)
+	s.feed(evExit{r, x})
+	s.checkTree()
+}
+
+// forget closes the pidfd of a process that is gone.
+func (s *shim) forget(r role) {
+	p := s.process(r)
+	if p.fd >= 0 {
+		unix.Close(p.fd)
+	}
+	*p = process{fd: -1}
+	if r == roleMain {
+		_ = unix.Unlink("main.pid")
+	}
+}
+
+// onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
+func (s *shim) onGone(m msgGone) {
+	p := s.process(m.role)
+	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
+		return
+	}
+	if ws, ok := pidfdExit(p.fd); ok {
+		s.ended(m.role, exitOf(ws))
+		return
+	}
+	p.gone = true
+	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && s.daemon == nil {
+		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
+		return
+	}
+	if ws, ok := pidfdExit(p.fd); ok { // reaped between the two looks
+		s.ended(m.role, exitOf(ws))
+		return
+	}
+	dup, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		dup = -1
+	}
+	go s.awaitStatus(m, dup)
+}
+
+// awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
+func (s *shim) awaitStatus(m msgGone, fd int) {
+	p := []unix.PollFd{{Fd: int32(fd), Events: 0}}
+	_, _ = unix.Poll(p, int(statusLimit.Milliseconds()))
+	ws, ok := pidfdExit(fd)
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	if ok {
+		x := exitOf(ws)
+		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid}, x}}}
+		return
+	}
+	if st, err := readStat(m.pid); err == nil && st.state == 'Z' {
+		x := exitOf(unix.WaitStatus(st.exitCode))
+		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid, Start: st.start}, x}}}
+		return
+	}
+	s.inbox <- msgLost{m.role, m.pid}
+}
+
+// ---- the tree
+
+func (s *shim) tree() tree {
+	return tree{home: s.home, name: s.name, cgroup: s.svc.Cgroup, shim: os.Getpid(), adopted: s.adopted,
+		members: append([]pidRef{s.svc.Main, s.svc.Control}, s.svc.Orphans...)}
+}
+
+// kill sends a signal to the main and control process or to the whole tree.
+func (s *shim) kill(e kill) {
+	if e.scope == scopeMain {
+		s.signalOne(&s.main, e.signal)
+		s.signalOne(&s.control, e.signal)
+		return
+	}
+	if s.treeIsEmpty() {
+		return
+	}
+	s.tree().signal(e.signal)
+}
+
+func (s *shim) signalOne(p *process, sig syscall.Signal) {
+	if p.fd >= 0 {
+		signalAndContinue(p.fd, sig)
+	}
+}
+
+// treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty.
+func (s *shim) treeIsEmpty() bool {
+	if s.main.fd >= 0 || s.control.fd >= 0 {
+		return false
+	}
+	if s.svc.Cgroup != "" {
+		return cgroupEmpty(s.svc.Cgroup)
+	}
+	if !s.adopted {
+		if _, err := endedChild(); err == unix.ECHILD {
+			return true
+		}
+	}
+	return len(s.tree().list()) == 0
+}
+
+// checkTree answers a watch when nothing is left, and starts a spawn that has waited for that.
+func (s *shim) checkTree() {
+	if s.watching == nil {
+		return
+	}
+	if *s.watching == scopeMain {
+		if s.main.fd < 0 && s.control.fd < 0 {
+			s.watching = nil
+			s.feed(evTree{})
+		}
+		return
+	}
+	if !s.treeIsEmpty() {
+		s.lookAtMembers()
+		return
+	}
+	s.watching = nil
+	if w := s.waiting; w != nil {
+		s.waiting = nil
+		s.spawn(*w)
+		return
+	}
+	s.feed(evTree{})
+}
+
+// lookAtMembers makes sure that the end of each process of the tree wakes us, and kills what was forked while we killed.
+func (s *shim) lookAtMembers() {
+	if s.svc.Sub == stopSigkill || s.svc.Sub == finalSigkill || s.waiting != nil {
+		s.tree().signal(syscall.SIGKILL)
+	}
+	if !s.adopted && s.svc.Cgroup == "" {
+		return // all are descendants: the last end is an end of a child of ours
+	}
+	for _, pid := range s.tree().list() {
+		if s.members[pid] {
+			continue
+		}
+		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+		if err != nil {
+			continue
+		}
+		s.members[pid] = true
+		whenReadable(fd, func(f *os.File) {
+			f.Close()
+			s.inbox <- msgMember{pid}
+		})
+	}
+}
+
+// leftPIDs are the processes that a stop waits for.
+func (s *shim) leftPIDs() []int {
+	if s.watching != nil && *s.watching == scopeMain {
+		var left []int
+		for _, p := range []*process{&s.main, &s.control} {
+			if p.fd >= 0 {
+				left = append(left, p.ref.PID)
+			}
+		}
+		return left
+	}
+	return s.tree().list()
+}
+
+// ---- output
+
+func (s *shim) startPump() error {
+	owner := -1
+	if a, wrong := accountOf(s.svc.unit); wrong == nil && a.switched {
+		owner = a.uid
+	}
+	notes := make(chan pumpNote, 4)
+	p, err := startPump(pumpConfig{RunDir: ".", LogDir: s.home.logDir(s.name), MaxSize: s.svc.unit.LogMaxSize,
+		MaxFiles: s.svc.unit.LogMaxFiles, FIFOOwner: owner}, notes)
+	if err != nil {
+		return err
+	}
+	s.pump = p
+	go func() {
+		for n := range notes {
+			s.inbox <- n
+		}
+	}()
+	return nil
+}
+
+func (s *shim) drain(e drain) {
+	s.drains++
+	if s.pump == nil {
+		s.feed(evDrained{})
+		return
+	}
+	s.pump.drain(s.drains)
+	if e.limit > 0 {
+		token := s.drains
+		time.AfterFunc(e.limit, func() { s.inbox <- msgDrainEnd{token} })
+	}
+}
+
+func (s *shim) retire() {
+	if s.pump != nil && !s.treeIsEmpty() {
+		s.pump.retire()
+	}
+}
+
+func (s *shim) onPump(n pumpNote) {
+	if n.Text != "" {
+		s.warn("%s", n.Text)
+	}
+	if n.Retired {
+		s.greetDaemon() // the daemon lets go of the old FIFOs and holds the new
+	}
+	if n.Drained != 0 && n.Drained == s.drains {
+		s.drains++ // the limit of this drain is void
+		s.feed(evDrained{})
+	}
+	if s.svc.Sub == dead || s.svc.Sub == failed {
+		s.quitting = true // a retired FIFO may have been the last thing that kept us
+	}
+}

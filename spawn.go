@@ -1,0 +1,620 @@
+// Role: protocol P, the start of one process of a service; the notify socket and the search for a forked main process.
+// Runs in: shim.
+// Owns: nothing beside what shim.go owns.
+// Uses: unit, wire, sys, supervise, state, environ, tree, pump, shim, child.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// spawnWhenClear starts a main process only when nothing of an earlier run, or of ExecStartPre, is left where KillMode ends it.
+func (s *shim) spawnWhenClear(e spawn) {
+	mode := s.svc.unit.KillMode
+	starts := e.role == roleMain || s.svc.Sub == starting
+	if !starts || mode == killProcess || mode == killNone || s.treeIsEmpty() {
+		s.spawn(e)
+		return
+	}
+	all := scopeTree
+	s.waiting, s.watching = &e, &all
+	s.tree().signal(syscall.SIGKILL)
+	waited := s.waiting
+	time.AfterFunc(busyLimit, func() { s.inbox <- msgBusy{waited} })
+	s.checkTree()
+}
+
+// spawn is protocol P (DESIGN.md, section 3). A failure before the stage runs is fed as evSpawnFailed, later ones come as its report.
+func (s *shim) spawn(e spawn) {
+	order, wrong := s.order(e)
+	if wrong != nil {
+		s.feed(evSpawnFailed{e.role, stageFailure{Stage: wrong.stage}, wrong.text})
+		return
+	}
+	s.svc.Spawning = e.role
+	if err := s.save(); err != nil && !s.ending() {
+		s.spawnFailed(e.role, "%v", err)
+		return
+	}
+	files, err := s.openStageFiles(e.role)
+	defer files.close()
+	if errors.Is(err, unix.EAGAIN) {
+		s.feed(evBusy{e.role, s.leftPIDs()})
+		return
+	}
+	if err != nil {
+		s.spawnFailed(e.role, "cannot prepare the start: %v", err)
+		return
+	}
+	if err := s.launchStage(e.role, files, &order); err != nil {
+		s.spawnFailed(e.role, "cannot start a process: %v", err)
+		return
+	}
+	files.closeChildEnds()
+	s.awaitReport(e.role, files)
+	if err := s.recordProcess(e.role, files); err != nil && !s.ending() {
+		s.warn("%v", err)
+		return // the barrier closes with files: the stage exits, and its end is told as a failed start
+	}
+	if !s.ending() && !s.wantIsUp() {
+		s.readWant()
+		return // likewise
+	}
+	files.commit(order)
+}
+
+// ending: the present step belongs to a stop, which goes on whatever the wish or the disk says.
+func (s *shim) ending() bool { return s.svc.Sub == stopping || s.svc.Sub == stopPost }
+
+func (s *shim) spawnFailed(r role, format string, args ...any) {
+	s.feed(evSpawnFailed{role: r, text: fmt.Sprintf(format, args...)})
+}
+
+// order says what the stage has to become.
+func (s *shim) order(e spawn) (stageOrder, *stageFailureText) {
+	u := s.svc.unit
+	a, wrong := accountOf(u)
+	if wrong != nil {
+		return stageOrder{}, wrong
+	}
+	if s.svc.NotifyNeeded() {
+		if err := s.openNotify(a); err != nil {
+			return stageOrder{}, &stageFailureText{stageFDs, err.Error()}
+		}
+	}
+	scope := s.home.scopeID(s.name)
+	if outer := os.Getenv(outerVariable); outer != "" {
+		scope = outer + ":" + scope
+	}
+	env, wrong := buildEnvironment(u, a, scope, s.processEnvironment())
+	if wrong != nil {
+		return stageOrder{}, wrong
+	}
+	argv := expandCommand(e.cmd, env.get)
+	path, _ := env.get("PATH")
+	program := searchPath(e.cmd.Path, path)
+	if program == "" {
+		return stageOrder{}, &stageFailureText{stageExec, notFoundText(e.cmd.Path, path)}
+	}
+	o := stageOrder{Path: program, Argv: argv, Env: env.list, Dir: u.WorkingDirectory, UID: -1, GID: -1, UMask: int(u.UMask)}
+	if o.Dir == "~" {
+		o.Dir = a.home
+	}
+	if !u.WorkingDirectorySet {
+		o.Dir, o.Soft = softDirectory(o.Dir, a)
+	}
+	if a.switched {
+		o.UID, o.GID, o.Groups = a.uid, a.gid, a.groups
+	}
+	return o, nil
+}
+
+// notFoundText has the form that the client knows, to look the program up on its own PATH.
+func notFoundText(program, path string) string {
+	return notFoundPrefix + program + " in PATH=" + path
+}
+
+// softDirectory is the default working directory, and where to go when that is closed to the user.
+func softDirectory(dir string, a account) (want, instead string) {
+	instead = a.home
+	if a.uid == 0 {
+		instead = "/"
+	}
+	if dir == "" {
+		return instead, "/"
+	}
+	return dir, instead
+}
+
+// processEnvironment is what systemd sets for this very process.
+func (s *shim) processEnvironment() []string {
+	env := []string{"INVOCATION_ID=" + s.svc.Invocation}
+	if s.notify.path != "" {
+		env = append(env, "NOTIFY_SOCKET="+s.notify.path)
+	}
+	if !s.svc.Main.zero() {
+		env = append(env, "MAINPID="+strconv.Itoa(s.svc.Main.PID))
+	}
+	if s.ending() {
+		env = append(env, "SERVICE_RESULT="+s.svc.Result)
+		if x := s.svc.Exit; x.How != "" && x.How != exitLost {
+			status := strconv.Itoa(x.Status)
+			if x.How != exitExited {
+				status = strings.TrimPrefix(signalName(syscall.Signal(x.Status)), "SIG")
+			}
+			env = append(env, "EXIT_CODE="+x.How, "EXIT_STATUS="+status)
+		}
+	}
+	return env
+}
+
+// ---- the stage
+
+// stageFiles are the descriptors of one spawn; -1 = not open.
+type stageFiles struct {
+	out, err, null    int // of the stage
+	barrierR, reportW int // of the stage
+	barrierW, reportR int // ours
+	pidFile           int
+	pid, pidfd        int
+}
+
+func (f *stageFiles) closeChildEnds() {
+	for _, fd := range []*int{&f.out, &f.err, &f.null, &f.barrierR, &f.reportW} {
+		closeFD(fd)
+	}
+}
+
+func (f *stageFiles) close() {
+	f.closeChildEnds()
+	for _, fd := range []*int{&f.barrierW, &f.reportR, &f.pidFile} {
+		closeFD(fd)
+	}
+}
+
+func closeFD(fd *int) {
+	if *fd >= 0 {
+		unix.Close(*fd)
+	}
+	*fd = -1
+}
+
+// openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken.
+func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
+	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, reportR: -1, pidFile: -1, pidfd: -1}
+	guard := guardControl
+	if r == roleMain {
+		guard = guardMain
+	}
+	if f.out, err = openGuarded("out", guard); err != nil {
+		return f, err
+	}
+	if f.err, err = openGuarded("err", guard); err != nil {
+		return f, err
+	}
+	if f.null, err = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		f.null = -1 // an empty /dev: stdin stays closed for lack of anything better
+	}
+	if r == roleMain {
+		if f.pidFile, err = openRetry("main.pid.new", unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600); err == nil {
+			err = lockByte(f.pidFile, 0)
+		}
+		if err != nil {
+			return f, err
+		}
+	}
+	var p [2]int
+	if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return f, err
+	}
+	f.barrierR, f.barrierW = p[0], p[1]
+	if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return f, err
+	}
+	f.reportR, f.reportW = p[0], p[1]
+	return f, nil
+}
+
+// openGuarded opens a FIFO as the service will have it (never through os.File, which would make it non-blocking) and locks its guard byte.
+func openGuarded(name string, guard int64) (int, error) {
+	fd, err := openRetry(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, fmt.Errorf("cannot open %s: %w", name, err)
+	}
+	if err := lockByte(fd, guard); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// launchStage starts the stage, inside the service's cgroup where there can be one.
+func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error) {
+	l := launch{argv: []string{shimName, "-exec"}, env: []string{"TZ="}, cgroup: -1}
+	if exe := os.Getenv(binaryVariable); exe != "" {
+		l.env = append(l.env, binaryVariable+"="+exe)
+	}
+	null := uintptr(f.null)
+	if f.null < 0 {
+		null = ^uintptr(0)
+	}
+	l.files = []uintptr{null, uintptr(f.out), uintptr(f.err), uintptr(f.barrierR), uintptr(f.reportW)}
+	if r == roleMain {
+		l.files = append(l.files, uintptr(f.pidFile))
+	}
+	if dir := s.makeCgroup(); dir >= 0 {
+		l.cgroup = dir
+		f.pid, f.pidfd, err = l.start()
+		unix.Close(dir)
+		if err == nil {
+			return nil
+		}
+		l.cgroup = -1
+		order.Cgroup = s.svc.Cgroup + "/cgroup.procs" // no CLONE_INTO_CGROUP here (before Linux 5.7, or seccomp)
+	}
+	f.pid, f.pidfd, err = l.start()
+	return err
+}
+
+// makeCgroup makes the service's cgroup and returns its directory, or -1 where there can be none.
+func (s *shim) makeCgroup() int {
+	if s.svc.Cgroup == "" {
+		if s.cgroupBase == "" || s.adopted {
+			return -1
+		}
+		dir := s.cgroupBase + "/" + s.name + ".service"
+		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+			return -1
+		}
+		s.svc.Cgroup = dir
+	}
+	fd, err := openRetry(s.svc.Cgroup, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		s.svc.Cgroup = ""
+		return -1
+	}
+	return fd
+}
+
+// recordProcess is step 5: the identity is durable before anything of the service can run.
+func (s *shim) recordProcess(r role, f *stageFiles) error {
+	ref := identify(f.pid, f.pidfd)
+	p := s.process(r)
+	*p = process{ref: ref, fd: f.pidfd, child: true, pending: true, seq: p.seq}
+	f.pidfd = -1
+	if r == roleControl {
+		s.svc.Control = ref
+		return s.save()
+	}
+	s.svc.Main = ref
+	s.hold = append(s.hold, heldFD{heldMain, p.fd})
+	if _, err := unix.Write(f.pidFile, pidFileText(f.pid)); err != nil {
+		s.warn("cannot write main.pid: %v", err) // it only says where to look
+	}
+	if err := unix.Rename("main.pid.new", "main.pid"); err != nil {
+		s.warn("cannot write main.pid: %v", err)
+	}
+	closeFD(&f.pidFile)
+	return s.save()
+}
+
+// commit is step 6: the order, and with its last byte the word to go. A pipe holds a page at least; a larger order is written by a
+// goroutine, which the stage reads from as fast as it comes.
+func (f *stageFiles) commit(order stageOrder) {
+	b := append(encodeStageOrder(order), '!')
+	if len(b) <= os.Getpagesize() {
+		_, _ = unix.Write(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
+		return
+	}
+	_ = unix.SetNonblock(f.barrierW, true)
+	w := os.NewFile(uintptr(f.barrierW), "barrier")
+	f.barrierW = -1
+	go func() {
+		_, _ = w.Write(b)
+		w.Close()
+	}()
+}
+
+// awaitReport reads the stage's report until its end.
+func (s *shim) awaitReport(r role, f *stageFiles) {
+	s.spawns++
+	p, seq := s.process(r), s.spawns
+	p.seq = seq
+	_ = unix.SetNonblock(f.reportR, true)
+	report := os.NewFile(uintptr(f.reportR), "report")
+	f.reportR = -1
+	go func() {
+		text, _ := io.ReadAll(report)
+		report.Close()
+		s.inbox <- msgReport{seq, r, text}
+	}()
+}
+
+// onReport tells the state machine how the spawn went, then looks at the end of the process, which waited for this.
+func (s *shim) onReport(m msgReport) {
+	p := s.process(m.role)
+	if p.seq != m.seq || !p.pending {
+		return
+	}
+	p.pending = false
+	ok, failure := decodeStageReport(m.text)
+	if ok {
+		s.feed(evSpawned{m.role})
+		s.reap()
+		return
+	}
+	pid := p.ref.PID
+	s.forget(m.role)
+	text := ""
+	if failure.Stage == "" {
+		text = "the process died while it was set up"
+	}
+	_, _ = unix.Wait4(pid, nil, 0, nil) // it has closed its report, so it is about to be gone
+	s.feed(evSpawnFailed{m.role, failure, text})
+	s.reap()
+}
+
+// ---- notify
+
+// notifySocket receives sd_notify messages. The daemon holds it beside us, so that messages survive our death.
+type notifySocket struct {
+	fd   int // -1 = none
+	path string
+	file *os.File
+}
+
+// NotifyNeeded: some process of the unit may notify.
+func (s *service) NotifyNeeded() bool {
+	return s.unit.NotifyAccess != notifyNone && s.unit.NotifyAccess != ""
+}
+
+// adopt takes the predecessor's socket.
+func (n *notifySocket) adopt(fd int) {
+	if fd > 0 {
+		n.fd = fd
+	}
+}
+
+// openNotify makes the socket if there is none, and reads from it.
+func (s *shim) openNotify(a account) error {
+	n := &s.notify
+	if n.file != nil {
+		return nil
+	}
+	n.path = s.notifyPath(a)
+	if n.fd < 0 {
+		fd, err := listenNotify(func(fd int) error { return bindNotify(fd, n.path, a) })
+		if err != nil {
+			return fmt.Errorf("cannot make notify socket %s: %v", n.path, err)
+		}
+		n.fd = fd
+		s.hold = append(s.hold, heldFD{heldNotify, fd})
+	}
+	own, err := unix.FcntlInt(uintptr(n.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("cannot read notify socket: %v", err)
+	}
+	n.file = os.NewFile(uintptr(own), "notify")
+	go func(f *os.File) {
+		buf := make([]byte, notifyBytes)
+		for {
+			size, pid, err := receiveNotify(f, buf)
+			if err != nil {
+				return
+			}
+			s.inbox <- msgNotify{pid, parseNotify(buf[:size])}
+		}
+	}(n.file)
+	return nil
+}
+
+// notifyPath: run/NAME/notify, unless that is too long or closed to the service's user; then a per-home directory under /run or
+// $XDG_RUNTIME_DIR; else the abstract namespace ('@').
+func (s *shim) notifyPath(a account) string {
+	path := s.home.runDir(s.name) + "/notify"
+	if len(path) <= sunPathBytes && !a.switched {
+		return path
+	}
+	sum := fnv.New64a()
+	_, _ = io.WriteString(sum, s.name) // a hash never fails
+	file := "notify-" + strconv.FormatUint(sum.Sum64(), 16)
+	base := os.Getenv("XDG_RUNTIME_DIR")
+	if os.Geteuid() == 0 {
+		base = "/run"
+	}
+	dir := base + "/diakonos-" + s.home.id()
+	if base != "" && len(dir)+len(file)+1 <= sunPathBytes {
+		if err := os.Mkdir(dir, 0o711); err == nil || errors.Is(err, os.ErrExist) {
+			if unix.Chmod(dir, 0o711) == nil {
+				return dir + "/" + file
+			}
+		}
+	}
+	return "@diakonos/" + s.home.id() + "/" + file
+}
+
+func bindNotify(fd int, path string, a account) error {
+	if strings.HasPrefix(path, "@") {
+		return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
+	}
+	_ = unix.Unlink(path)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return err
+	}
+	if a.switched {
+		if err := unix.Lchown(path, a.uid, a.gid); err != nil {
+			return err
+		}
+	}
+	return unix.Chmod(path, 0o600)
+}
+
+func (n *notifySocket) remove() {
+	if n.path != "" && !strings.HasPrefix(n.path, "@") {
+		_ = unix.Unlink(n.path)
+	}
+}
+
+// onNotify admits a message by NotifyAccess and by where its sender belongs.
+func (s *shim) onNotify(m msgNotify) {
+	if !s.mayNotify(m.pid) {
+		s.warn("notify message from process %d is ignored (NotifyAccess=%s)", m.pid, s.svc.unit.NotifyAccess)
+		return
+	}
+	ev := evNotify{msg: m.msg}
+	if pid := m.msg.MainPID; pid != 0 && pid != s.main.ref.PID {
+		ev.main = s.adoptMain(pid, "MAINPID")
+	}
+	s.feed(ev)
+}
+
+func (s *shim) mayNotify(pid int) bool {
+	isMain := s.main.fd >= 0 && pid == s.main.ref.PID
+	isControl := s.control.fd >= 0 && pid == s.control.ref.PID
+	switch s.svc.unit.NotifyAccess {
+	case notifyMain:
+		return isMain
+	case notifyExec:
+		return isMain || isControl
+	case notifyAll:
+		return isMain || isControl || slices.Contains(s.tree().list(), pid)
+	}
+	return false
+}
+
+// ---- main process of a forking service
+
+// adoptMain takes a process of the tree as the main process. what names where its PID came from. Zero: it is not ours.
+func (s *shim) adoptMain(pid int, what string) pidRef {
+	if pid == os.Getpid() || !slices.Contains(s.tree().list(), pid) {
+		s.warn("%s names process %d, which does not belong to this service: ignored", what, pid)
+		return pidRef{}
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return pidRef{}
+	}
+	ref := identify(pid, fd)
+	st, err := readStat(pid)
+	if err != nil || st.state == 'Z' {
+		unix.Close(fd)
+		return pidRef{}
+	}
+	if s.main.fd >= 0 {
+		unix.Close(s.main.fd)
+	}
+	if st.ppid == os.Getpid() {
+		s.main = process{ref: ref, fd: fd, child: true}
+	} else {
+		s.watchProcess(&s.main, roleMain, ref, fd)
+	}
+	s.hold = append(s.hold, heldFD{heldMain, fd})
+	if err := replaceFile("main.pid", pidFileText(pid)); err != nil {
+		s.warn("%v", err)
+	}
+	return ref
+}
+
+// lookForMain answers findMain: from PIDFile, which the service may write only after its parent has gone, or by a guess.
+func (s *shim) lookForMain() {
+	if s.svc.Sub != starting || s.svc.unit.Type != typeForking || s.control.fd >= 0 {
+		return
+	}
+	if path := s.svc.unit.PIDFile; path != "" {
+		s.lookAtPIDFile(path)
+		return
+	}
+	left := s.tree().list()
+	if s.svc.unit.GuessMainPID {
+		if pid := onlyChild(left); pid != 0 {
+			if ref := s.adoptMain(pid, "the guess"); !ref.zero() {
+				s.feed(evMain{ref: ref})
+				return
+			}
+		}
+	}
+	s.feed(evMain{left: len(left), text: "no process is left after its parent has ended"})
+}
+
+// onlyChild is the one process among pids that is our child, for orphans come to us. 0 = none or several.
+func onlyChild(pids []int) int {
+	found := 0
+	for _, pid := range pids {
+		if st, err := readStat(pid); err == nil && st.ppid == os.Getpid() && st.state != 'Z' {
+			if found != 0 {
+				return 0
+			}
+			found = pid
+		}
+	}
+	return found
+}
+
+func (s *shim) lookAtPIDFile(path string) {
+	if pid := s.readPIDFile(path); pid != 0 {
+		if ref := s.adoptMain(pid, "PIDFile"); !ref.zero() {
+			s.feed(evMain{ref: ref})
+			return
+		}
+	}
+	if s.treeIsEmpty() {
+		s.feed(evMain{text: "no process is left, and PIDFile " + path + " names none"})
+		return
+	}
+	s.watchPIDFile(path)
+	all := scopeTree
+	s.watching = &all
+	s.lookAtMembers()
+}
+
+// readPIDFile reads a file that the service wrote, so it is not to be trusted: no link, no device, few bytes.
+func (s *shim) readPIDFile(path string) int {
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 64)
+	n, _ := unix.Read(fd, b)
+	return parsePIDFile(b[:max(n, 0)])
+}
+
+// watchPIDFile wakes us when something happens in the directory of PIDFile (man 7 inotify), and looks once more at once.
+func (s *shim) watchPIDFile(path string) {
+	if s.pidWatch != nil {
+		return
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err == nil {
+		_, err = unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_CREATE)
+	}
+	if err != nil {
+		s.warn("cannot watch for PIDFile %s: %v", path, err)
+		closeFD(&fd)
+		return
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	s.pidWatch = f
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			s.inbox <- msgPIDFile{}
+			if _, err := f.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+}

@@ -1,0 +1,673 @@
+// Role: what lies in the home: paths, records, wishes, PID files, locks; finding and starting a daemon.
+// Runs in: client, daemon, shim.
+// Owns: the files of the home; each record has one writer at a time, the holder of the lock beside it.
+// Uses: unit, wire, sys, supervise.
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Environment variables of ours.
+const (
+	homeVariable      = "DIAKONOS_HOME"
+	dirVariable       = "DIAKONOS_SERVICE_DIR"
+	noStartVariable   = "DIAKONOS_NO_AUTOSTART"
+	scopeVariable     = "DIAKONOS_SCOPE"  // ids of the services that a process belongs to, outermost first
+	startedVariable   = "DIAKONOS_START"  // set by the starter of a daemon: descriptors 3 and 4 are its lock and its ready pipe
+	cgroupVariable    = "DIAKONOS_CGROUP" // of shims: directory for services' cgroups
+	outerVariable     = "DIAKONOS_OUTER"  // of shims: the scope that the daemon itself runs in
+	sunLimit          = sunPathBytes
+	daemonName        = "diakonosd"
+	shimName          = "diakonos-run"
+	socketName        = "daemon.sock"
+	shimSocketName    = "shim.sock"
+	lockFD            = 3 // in a daemon that was started by one of us
+	readyFD           = 4
+	startLimit        = 30 * time.Second // of connectOrStart
+	otherStarterLimit = 5 * time.Second  // wait for a daemon that something else keeps alive
+)
+
+// home is $DIAKONOS_HOME, absolute and clean.
+type home struct{ path string }
+
+func (h home) runRoot() string              { return h.path + "/run" }
+func (h home) runDir(name string) string    { return h.path + "/run/" + name }
+func (h home) logDir(name string) string    { return h.path + "/log/" + name }
+func (h home) enabledDir() string           { return h.path + "/enabled" }
+func (h home) enabledFile(n string) string  { return h.path + "/enabled/" + n }
+func (h home) daemonFile() string           { return h.path + "/daemon.json" }
+func (h home) daemonLog() string            { return h.path + "/daemon.log" }
+func (h home) unitFile(name string) string  { return h.runDir(name) + "/unit.json" }
+func (h home) wantFile(name string) string  { return h.runDir(name) + "/want" }
+func (h home) stateFile(name string) string { return h.runDir(name) + "/state" }
+func (h home) shimPID(name string) string   { return h.runDir(name) + "/shim.pid" }
+func (h home) mainPIDFile(n string) string  { return h.runDir(n) + "/main.pid" }
+
+// findHome resolves the home: flag, DIAKONOS_HOME, ~/.diakonos, else a runtime directory for users without a home.
+func findHome(flag string) (home, error) {
+	path := flag
+	if path == "" {
+		path = os.Getenv(homeVariable)
+	}
+	if path == "" {
+		path = defaultHome()
+	}
+	if path == "" {
+		return home{}, errors.New("cannot find a home directory: set DIAKONOS_HOME or give --home DIR")
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return home{}, fmt.Errorf("cannot resolve home %s: %v", path, err)
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = real
+	}
+	return home{abs}, nil
+}
+
+func defaultHome() string {
+	if d := os.Getenv("HOME"); d != "" && d != "/" {
+		return d + "/.diakonos"
+	}
+	if os.Geteuid() == 0 {
+		return "/run/diakonos"
+	}
+	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
+		return d + "/diakonos"
+	}
+	return ""
+}
+
+// make creates what the home needs; it may exist.
+func (h home) make() error {
+	if err := os.MkdirAll(h.path, 0o700); err != nil {
+		return fmt.Errorf("cannot make home: %w", err)
+	}
+	if isNetworkFileSystem(h.path) {
+		return fmt.Errorf("cannot use home %s: it lies on a network file system, where locks of other machines would mix with ours", h.path)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(h.path, &st); err != nil {
+		return fmt.Errorf("cannot use home %s: %w", h.path, err)
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("cannot use home %s: it belongs to user %d: %w", h.path, st.Uid, fs.ErrPermission)
+	}
+	if st.Mode&0o077 != 0 {
+		if err := os.Chmod(h.path, 0o700); err != nil {
+			return fmt.Errorf("cannot close home %s to others: %w", h.path, err)
+		}
+	}
+	for _, d := range []string{h.enabledDir(), h.path + "/log"} {
+		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("cannot make home: %w", err)
+		}
+	}
+	return h.makeRunRoot()
+}
+
+// makeRunRoot makes run/; for root on a machine whose /run is a tmpfs, a link to a directory there.
+func (h home) makeRunRoot() error {
+	target, err := os.Readlink(h.runRoot())
+	if err != nil && os.Geteuid() == 0 && isTmpfs("/run") {
+		target = "/run/diakonos/" + h.id()
+		if err := os.Symlink(target, h.runRoot()); err != nil {
+			target = "" // there is a directory already, or no link can be made: a plain directory does
+		}
+	}
+	if target == "" {
+		target = h.runRoot()
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
+		return fmt.Errorf("cannot make run directory: %w", err)
+	}
+	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("cannot make run directory: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(target, &st); err != nil || int(st.Uid) != os.Geteuid() || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return fmt.Errorf("cannot use run directory %s: it is not a directory of ours", target)
+	}
+	return nil
+}
+
+// placeOf is what unit files in dir depend on.
+func (h home) placeOf(dir string) place {
+	return placeOf(dir, h.path, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"))
+}
+
+// id names this home within a boot: it is short, survives a rename, and is a valid file name.
+func (h home) id() string {
+	var st unix.Stat_t
+	if unix.Stat(h.path, &st) != nil {
+		return "0"
+	}
+	return strconv.FormatUint(st.Dev, 16) + "-" + strconv.FormatUint(st.Ino, 16)
+}
+
+// scopeID is what a service of this home carries in DIAKONOS_SCOPE, whose separator is the colon.
+func (h home) scopeID(name string) string {
+	return h.id() + "/" + strings.ReplaceAll(name, ":", "%3A")
+}
+
+// serviceOf returns the service of this home that a process with this DIAKONOS_SCOPE belongs to. "" = none.
+func (h home) serviceOf(scope string) string {
+	for id := range strings.SplitSeq(scope, ":") {
+		if name, ok := strings.CutPrefix(id, h.id()+"/"); ok {
+			return strings.ReplaceAll(name, "%3A", ":")
+		}
+	}
+	return ""
+}
+
+// runNames lists the services that have a directory in run/, sorted.
+func (h home) runNames() ([]string, error) {
+	entries, err := os.ReadDir(h.runRoot())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// ---- records in slots
+
+// recordFile is an open record: two slots, overwritten in turn. One owner.
+type recordFile struct {
+	fd  int
+	seq uint64
+}
+
+// openRecord opens a record for writing and allocates its slots, so that a later write needs no space.
+func openRecord(path string) (*recordFile, error) {
+	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open record %s: %w", path, err)
+	}
+	r := &recordFile{fd: fd}
+	if err := r.allocate(); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("cannot allocate record %s: %w", path, err)
+	}
+	var ignored json.RawMessage
+	if b, err := r.content(); err == nil {
+		r.seq, _ = decodeSlots(b, &ignored) // unreadable slots: begin at 0, both are overwritten
+	}
+	return r, nil
+}
+
+func (r *recordFile) allocate() error {
+	var st unix.Stat_t
+	if err := unix.Fstat(r.fd, &st); err != nil || st.Size >= 2*slotBytes {
+		return err
+	}
+	err := unix.Fallocate(r.fd, 0, 0, 2*slotBytes)
+	if err == unix.EOPNOTSUPP {
+		_, err = unix.Pwrite(r.fd, make([]byte, 2*slotBytes), 0)
+	}
+	return err
+}
+
+func (r *recordFile) content() ([]byte, error) {
+	b := make([]byte, 2*slotBytes)
+	n, err := unix.Pread(r.fd, b, 0)
+	return b[:max(n, 0)], err
+}
+
+// write replaces the older slot.
+func (r *recordFile) write(v any) error {
+	slot, err := encodeSlot(r.seq+1, v)
+	if err != nil {
+		return err
+	}
+	n, err := unix.Pwrite(r.fd, slot, int64((r.seq+1)%2)*slotBytes)
+	if err == nil && n < len(slot) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return fmt.Errorf("cannot write record: %w", err)
+	}
+	r.seq++
+	return nil
+}
+
+func (r *recordFile) close() { unix.Close(r.fd) }
+
+// readRecord reads a record that somebody else may own. errNoRecord or fs.ErrNotExist tell why there is none.
+func readRecord(path string, v any) error {
+	b, err := readSmall(path)
+	if err != nil {
+		return err
+	}
+	_, err = decodeSlots(b, v)
+	return err
+}
+
+// writeRecord writes a record once.
+func writeRecord(path string, v any) error {
+	r, err := openRecord(path)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	return r.write(v)
+}
+
+// readState reads run/NAME/state as far as it is of this boot; zero and an error otherwise.
+func (h home) readState(name, boot string) (runRecord, error) {
+	var rec runRecord
+	if err := readRecord(h.stateFile(name), &rec); err != nil {
+		return runRecord{}, err
+	}
+	if rec.Boot != boot {
+		return runRecord{}, errOtherBoot
+	}
+	return rec, nil
+}
+
+// errOtherBoot: the record was written before the machine or container was started anew, so it means nothing now.
+var errOtherBoot = errors.New("record of another boot")
+
+func (h home) readWant(name, boot string) (wantRecord, error) {
+	var w wantRecord
+	if err := readRecord(h.wantFile(name), &w); err != nil {
+		return wantRecord{}, err
+	}
+	if w.Boot != boot {
+		return wantRecord{}, errOtherBoot
+	}
+	return w, nil
+}
+
+// makeRunDir makes run/NAME with its allocated records.
+func (h home) makeRunDir(name string) error {
+	if err := os.Mkdir(h.runDir(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("cannot make run directory: %w", err)
+	}
+	r, err := openRecord(h.stateFile(name))
+	if err != nil {
+		return err
+	}
+	r.close()
+	return nil
+}
+
+// ---- records that are replaced
+
+// replaceFile writes a file under a temporary name and renames it, so that a reader sees the old or the new content.
+func replaceFile(path string, content []byte) error {
+	tmp := path + ".new"
+	fd, err := openRetry(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	_, err = unix.Write(fd, content)
+	unix.Close(fd)
+	if err == nil {
+		err = unix.Rename(tmp, path)
+	}
+	if err != nil {
+		_ = unix.Unlink(tmp)
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	return nil
+}
+
+// syncFile makes a replaced file and its name durable: enabled/ must outlive a power cut.
+func syncFile(path string) error {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		err = f.Sync()
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return replaceFile(path, append(b, '\n'))
+}
+
+func (h home) readUnit(name string) (*unit, error) {
+	b, err := readSmall(h.unitFile(name))
+	if err != nil {
+		return nil, err
+	}
+	u := new(unit)
+	if err := json.Unmarshal(b, u); err != nil {
+		return nil, fmt.Errorf("cannot read %s: %v", h.unitFile(name), err)
+	}
+	return u, nil
+}
+
+func (h home) readDaemon() (daemonRecord, error) {
+	var d daemonRecord
+	b, err := readSmall(h.daemonFile())
+	if err != nil {
+		return d, err
+	}
+	err = json.Unmarshal(b, &d)
+	return d, err
+}
+
+func (h home) writeDaemon(d daemonRecord) error { return writeJSON(h.daemonFile(), d) }
+
+// enabledUnits maps the names in enabled/ to their files.
+func (h home) enabledUnits() (map[string]string, error) {
+	entries, err := os.ReadDir(h.enabledDir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	units := map[string]string{}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), ".new") {
+			continue
+		}
+		b, err := readSmall(h.enabledFile(e.Name()))
+		if err == nil {
+			units[e.Name()] = strings.TrimSuffix(string(b), "\n")
+		}
+	}
+	return units, nil
+}
+
+// ---- a daemon: finding it
+
+// errNoDaemon: none runs, and none may be started.
+var errNoDaemon = errors.New("no daemon is running")
+
+// connect connects to the running daemon, and never starts one.
+func (h home) connect() (*os.File, error) {
+	f, err := dialAt(h.path, socketName)
+	if err == nil {
+		return f, nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("cannot connect to the daemon of %s: %w", h.path, err)
+	}
+	if errors.Is(err, unix.EAGAIN) {
+		return nil, fmt.Errorf("the daemon of %s does not answer (its queue is full; is it stopped?)", h.path)
+	}
+	return nil, errNoDaemon
+}
+
+// connectOrStart connects to the daemon, and starts one where there is none. Whoever is refused the home's lock tries to connect and
+// to take the lock in turn.
+func (h home) connectOrStart() (*os.File, error) {
+	f, err := h.connect()
+	if err == nil || !errors.Is(err, errNoDaemon) {
+		return f, err
+	}
+	if os.Getenv(noStartVariable) == "1" {
+		return nil, fmt.Errorf("%w, and %s=1 forbids to start one", errNoDaemon, noStartVariable)
+	}
+	if err := h.make(); err != nil {
+		return nil, err
+	}
+	if name := h.serviceOf(os.Getenv(scopeVariable)); name != "" {
+		h.askShimToHeal(name)
+	}
+	return h.startAndConnect()
+}
+
+func (h home) startAndConnect() (*os.File, error) {
+	began := time.Now()
+	pause := time.Millisecond
+	hurried := false
+	for time.Since(began) < startLimit {
+		f, err := h.connect()
+		if err == nil || !errors.Is(err, errNoDaemon) {
+			return f, err
+		}
+		lock, err := lockDirectory(h.path)
+		switch {
+		case err == nil && h.someoneElseStarts() && time.Since(began) < otherStarterLimit:
+			unix.Close(lock)
+		case err == nil:
+			err = h.startDaemon(lock, launch{env: daemonEnvironment(os.Environ())})
+			unix.Close(lock)
+			if err != nil {
+				return nil, err
+			}
+			continue
+		case err != unix.EWOULDBLOCK:
+			return nil, fmt.Errorf("cannot lock home %s: %w", h.path, err)
+		case !hurried && time.Since(began) > 200*time.Millisecond:
+			hurried = true
+			h.askToBindAnew()
+		}
+		time.Sleep(pause) // a client waits for another process here; there is nothing to be woken by
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+	return nil, fmt.Errorf("the daemon of %s holds its lock but does not answer", h.path)
+}
+
+// someoneElseStarts: the last daemon was kept alive by something else, which may be about to start it again.
+func (h home) someoneElseStarts() bool {
+	d, err := h.readDaemon()
+	return err == nil && d.Wanted == wantedRunning && d.Mode != modeAuto
+}
+
+// askToBindAnew tells a daemon whose socket was deleted to make it again: SIGHUP, only to the identity that it wrote itself.
+func (h home) askToBindAnew() {
+	if d, err := h.readDaemon(); err == nil && d.Started != 0 {
+		_ = signalProcess(d.Daemon, syscall.SIGHUP) // best effort: the caller goes on trying
+	}
+}
+
+// askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.
+func (h home) askShimToHeal(name string) {
+	f, err := dialAt(h.runDir(name), shimSocketName)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	c := newConn(f)
+	if c.send(shimFrame{Op: opHello, Proto: protocolVersion, Role: "client"}) == nil {
+		_ = c.send(shimFrame{Op: opHeal})
+		_ = f.SetReadDeadline(time.Now().Add(connectTimeout))
+		for c.readFrame(new(shimFrame)) == nil { // until the shim closes: the daemon is started, or cannot be
+		}
+	}
+}
+
+// ---- a daemon: starting it
+
+// daemonEnvironment drops from env what belongs to a service that we may run in.
+func daemonEnvironment(env []string) []string {
+	keep := make([]string, 0, len(env)+2)
+	outer := ""
+	for _, e := range env {
+		name, val, _ := strings.Cut(e, "=")
+		switch {
+		case name == scopeVariable || name == outerVariable && outer == "":
+			outer = val
+		case name == "INVOCATION_ID", name == "NOTIFY_SOCKET", strings.HasPrefix(name, "LISTEN_"), strings.HasPrefix(name, "WATCHDOG_"),
+			name == startedVariable, name == cgroupVariable, name == homeVariable, name == outerVariable:
+		default:
+			keep = append(keep, e)
+		}
+	}
+	if outer != "" {
+		keep = append(keep, outerVariable+"="+outer)
+	}
+	return keep
+}
+
+// startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent.
+func (h home) startDaemon(lock int, l launch) error {
+	log, err := openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot start the daemon: cannot open its log: %w", err)
+	}
+	defer unix.Close(log)
+	null, err := openRetry("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		null = log // an empty /dev: reading gives EBADF, which is as good as nothing
+	} else {
+		defer unix.Close(null)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("cannot start the daemon: %w", err)
+	}
+	defer r.Close()
+	signal.Ignore(syscall.SIGHUP) // inherited: until its handlers stand, a SIGHUP must not end it
+	l.argv = []string{daemonName}
+	l.env = append(l.env, homeVariable+"="+h.path, startedVariable+"="+modeAuto)
+	l.files = []uintptr{uintptr(null), uintptr(log), uintptr(log), uintptr(lock), w.Fd()}
+	l.dir, l.setsid, l.cgroup = "/", true, -1
+	_, pidfd, err := l.start()
+	signal.Reset(syscall.SIGHUP)
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("cannot start the daemon: %w", err)
+	}
+	unix.Close(pidfd)
+	said, _ := io.ReadAll(r) // ends when it answers, or dies
+	if text := strings.TrimSpace(string(said)); text != "ok" {
+		if text == "" {
+			text = "it died at once; see " + h.daemonLog()
+		}
+		return fmt.Errorf("cannot start the daemon: %s", text)
+	}
+	return nil
+}
+
+// newerBinary returns the program that daemon.json names, if a daemon may be started from it: a regular file of ours or root's that is
+// not older than our own program. "" = use our own.
+func (d daemonRecord) newerBinary() string {
+	var own, st unix.Stat_t
+	if d.Binary == "" || unix.Stat(selfExe(), &own) != nil || unix.Stat(d.Binary, &st) != nil {
+		return ""
+	}
+	ours := st.Uid == 0 || int(st.Uid) == os.Geteuid()
+	if !ours || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 || st.Mtim.Nano() < own.Mtim.Nano() {
+		return ""
+	}
+	return d.Binary
+}
+
+// ---- status from records
+
+// statusFacts is what a status needs beside unit and record.
+type statusFacts struct {
+	loadState, loadError string
+	shimAlive            bool
+	enabled, changed     bool
+}
+
+// statusOf composes the public object. u may be nil.
+func statusOf(name string, u *unit, rec runRecord, x statusFacts) unitStatus {
+	sub := rec.Sub
+	if sub == "" {
+		sub = dead
+	}
+	s := unitStatus{Name: name, LoadState: x.loadState, LoadError: x.loadError, ActiveState: activeOf(sub), SubState: sub, Result: rec.Result,
+		Reason: rec.Reason, StatusText: rec.StatusText, MainPID: rec.Main.PID, ControlPID: rec.Control.PID,
+		Restarts: rec.Restarts, Enabled: x.enabled, ChangedOnDisk: x.changed, InvocationID: rec.Invocation, Cgroup: rec.Cgroup}
+	if s.Result == "" {
+		s.Result = resultSuccess
+	}
+	if u != nil {
+		s.Description, s.UnitFile = u.Description, u.Path
+	}
+	if x.shimAlive {
+		s.ShimPID = rec.ShimPID
+	}
+	s.Supervised = x.shimAlive || rec.Main.zero() && rec.Control.zero()
+	s.StateSince, s.StartedAt = stamp(rec.Since), stamp(rec.Started)
+	if sub == autoRestart && rec.Deadline != 0 {
+		s.NextStart = stamp(time.Now().UnixNano() + int64(rec.Deadline-bootNow()))
+	}
+	switch rec.Exit.How {
+	case exitExited:
+		s.ExitCode = &rec.Exit.Status
+	case exitKilled, exitDumped:
+		n := signalName(syscall.Signal(rec.Exit.Status))
+		s.ExitSignal = &n
+	}
+	return s
+}
+
+// stamp formats wall clock nanoseconds as RFC 3339; nil for 0.
+func stamp(ns int64) *string {
+	if ns == 0 {
+		return nil
+	}
+	t := time.Unix(0, ns).UTC().Format(time.RFC3339Nano)
+	return &t
+}
+
+// changedOnDisk tells whether the file of u is no longer what was read. gone: there is no such file any more.
+func changedOnDisk(u *unit) (changed, gone bool) {
+	var st unix.Stat_t
+	if err := unix.Stat(u.Path, &st); err != nil {
+		return false, err == unix.ENOENT || err == unix.ENOTDIR
+	}
+	return st.Mtim.Nano() != u.ModTime || st.Size != u.Size || st.Ino != u.Inode, false
+}
+
+// statusFromFiles answers for `list` and `status` where no daemon can be had.
+func (h home) statusFromFiles(name, serviceDir string) unitStatus {
+	boot, _ := bootIdentity()
+	rec, _ := h.readState(name, boot)
+	x := statusFacts{loadState: "loaded", shimAlive: lockIsTaken(h.runDir(name))}
+	u, err := h.readUnit(name)
+	if err != nil {
+		u, err = loadUnit(unitPath(serviceDir, name), h.placeOf(serviceDir))
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		x.loadState = "not-found"
+	case err != nil:
+		x.loadState, x.loadError = "bad-setting", err.Error()
+	default:
+		changed, gone := changedOnDisk(u)
+		x.changed = changed
+		if gone {
+			x.loadState = "not-found"
+		}
+	}
+	_, enabledErr := os.Lstat(h.enabledFile(name))
+	x.enabled = enabledErr == nil
+	if !x.shimAlive && !rec.Main.zero() && !processAlive(rec.Main) {
+		rec.Main = pidRef{}
+	}
+	return statusOf(name, u, rec, x)
+}
+
+// daemonStatusFromFiles answers `daemon-status` when none runs.
+func (h home) daemonStatusFromFiles() daemonStatus {
+	d, _ := h.readDaemon()
+	return daemonStatus{Home: h.path, Version: d.Build, Mode: d.Mode}
+}

@@ -1,0 +1,896 @@
+// Role: kernel calls that the standard library lacks, and thin shapes over those that it has.
+// Runs in: all personalities.
+// Owns: nothing; every descriptor that it returns is close-on-exec and belongs to the caller.
+// Uses: wire.
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ---- clocks
+
+// bootNow reads CLOCK_BOOTTIME: it counts suspend and never steps (man 2 clock_gettime).
+func bootNow() boottime {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // cannot fail with a valid clock and address
+	return boottime(ts.Nano())
+}
+
+func randomBytes() (b [16]byte) {
+	_, _ = unix.Getrandom(b[:], 0) // cannot fail for 16 bytes once the pool is initialised, and blocks until then
+	return b
+}
+
+// ---- identity of processes
+
+// errGone: the process that a pidRef names does not run any more (or is a zombie).
+var errGone = errors.New("process is gone")
+
+// procStat is the part of proc_pid_stat(5) that we use.
+type procStat struct {
+	pid, ppid, pgrp, session int
+	state                    byte
+	comm                     string
+	start                    uint64 // field 22, clock ticks since boot
+	cpuTicks                 uint64 // fields 14 + 15
+	rssPages                 int64  // field 24
+	exitCode                 int    // field 52, only while a zombie; wait status
+}
+
+// readStat reads /proc/PID/stat. The name may hold spaces and parentheses: fields are counted from the last ')'.
+func readStat(pid int) (procStat, error) {
+	b, err := readSmall("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return procStat{}, err
+	}
+	return parseStat(b)
+}
+
+func parseStat(b []byte) (s procStat, err error) {
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 1 || end < open || end+4 > len(b) {
+		return s, errors.New("cannot read process status: unknown form")
+	}
+	s.pid, _ = strconv.Atoi(string(bytes.TrimSpace(b[:open])))
+	s.comm = string(b[open+1 : end])
+	f := strings.Fields(string(b[end+2:])) // f[0] is field 3
+	if len(f) < 22 {
+		return s, errors.New("cannot read process status: too few fields")
+	}
+	num := func(field int) int64 {
+		if field-3 >= len(f) {
+			return 0
+		}
+		n, _ := strconv.ParseInt(f[field-3], 10, 64)
+		return n
+	}
+	s.state = f[0][0]
+	s.ppid, s.pgrp, s.session = int(num(4)), int(num(5)), int(num(6))
+	s.cpuTicks, s.start, s.rssPages = uint64(num(14)+num(15)), uint64(num(22)), num(24)
+	s.exitCode = int(num(52))
+	return s, nil
+}
+
+// readSmall reads a file of /proc or /sys in one or two calls, without the poller.
+func readSmall(path string) ([]byte, error) {
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 1024)
+	for {
+		n, err := unix.Read(fd, b[len(b):cap(b)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return b, nil
+		}
+		b = b[:len(b)+n]
+		if len(b) == cap(b) {
+			b = append(b, make([]byte, cap(b))...)[:len(b)]
+		}
+	}
+}
+
+func openRetry(path string, flags int, mode uint32) (int, error) {
+	for {
+		fd, err := unix.Open(path, flags, mode)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// pidfdInode is unique per process and boot since Linux 6.9 (pidfs); before, all pidfds share one inode, so 0.
+func pidfdInode(fd int) uint64 {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil || fs.Type != unix.PID_FS_MAGIC {
+		return 0
+	}
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// identify completes the identity of the process behind pidfd. The pidfd pins it: what /proc says of the PID is true of this
+// process as long as the pidfd has not been signalled afterwards.
+func identify(pid, pidfd int) pidRef {
+	ref := pidRef{PID: pid, Ino: pidfdInode(pidfd)}
+	if s, err := readStat(pid); err == nil {
+		ref.Start = s.start
+	}
+	return ref
+}
+
+// openProcess returns a pidfd of the process that ref names, or errGone. The pidfd is opened first and the
+// identity is checked after, so a recycled PID is never taken for it.
+func openProcess(ref pidRef) (int, error) {
+	if ref.zero() {
+		return -1, errGone
+	}
+	fd, err := unix.PidfdOpen(ref.PID, unix.PIDFD_NONBLOCK)
+	if err == unix.ESRCH || err == unix.EINVAL { // EINVAL: the PID is now a thread of something else
+		return -1, errGone
+	}
+	if err != nil {
+		return -1, fmt.Errorf("cannot open process %d: %v", ref.PID, err)
+	}
+	if err := checkIdentity(fd, ref); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func checkIdentity(fd int, ref pidRef) error {
+	ino := pidfdInode(fd)
+	if ino != 0 && ref.Ino != 0 && ino != ref.Ino {
+		return errGone
+	}
+	st, err := readStat(ref.PID)
+	if err != nil {
+		if ino != 0 && ino == ref.Ino { // /proc hidden or absent: the inode alone is proof
+			return nil
+		}
+		return errGone
+	}
+	if st.state == 'Z' || st.state == 'X' {
+		return errGone
+	}
+	if ref.Start != 0 && st.start != ref.Start {
+		return errGone
+	}
+	if ref.Start == 0 && (ino == 0 || ref.Ino == 0) {
+		return errGone // nothing that could be compared: no identity, no signal
+	}
+	return nil
+}
+
+// refOf identifies a process that is known to be the right one at this moment; zero if it is gone.
+func refOf(pid int) pidRef {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return pidRef{}
+	}
+	defer unix.Close(fd)
+	return identify(pid, fd)
+}
+
+func processAlive(ref pidRef) bool {
+	fd, err := openProcess(ref)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
+// signalProcess sends sig to exactly the process that ref names.
+func signalProcess(ref pidRef, sig syscall.Signal) error {
+	fd, err := openProcess(ref)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return pidfdSignal(fd, sig)
+}
+
+func pidfdSignal(fd int, sig syscall.Signal) error {
+	err := unix.PidfdSendSignal(fd, unix.Signal(sig), nil, 0)
+	if err == unix.ESRCH {
+		return errGone
+	}
+	return err
+}
+
+// pidfdInfo is struct pidfd_info of linux/pidfd.h, first version (64 bytes).
+type pidfdInfo struct {
+	mask, cgroup                                                    uint64
+	pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsuid, fsg uint32
+	exitCode                                                        int32
+}
+
+const (
+	pidfdGetInfo  = 0xC040FF0B // _IOWR(0xFF, 11, 64 bytes)
+	pidfdInfoExit = 1 << 3
+)
+
+// pidfdExit returns the wait status of a process that was reaped by somebody else (PIDFD_INFO_EXIT, Linux 6.15).
+func pidfdExit(fd int) (unix.WaitStatus, bool) {
+	info := pidfdInfo{mask: pidfdInfoExit}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.mask&pidfdInfoExit == 0 {
+		return 0, false
+	}
+	return unix.WaitStatus(info.exitCode), true
+}
+
+// exitOf turns a wait status into ours.
+func exitOf(ws unix.WaitStatus) exitStatus {
+	switch {
+	case ws.Exited():
+		return exitStatus{exitExited, ws.ExitStatus()}
+	case ws.CoreDump():
+		return exitStatus{exitDumped, int(ws.Signal())}
+	default:
+		return exitStatus{exitKilled, int(ws.Signal())}
+	}
+}
+
+// whenReadable calls post once, from a goroutine of its own, when fd becomes readable (for a pidfd: when the process has ended).
+// It owns fd, which must be non-blocking.
+func whenReadable(fd int, post func(f *os.File)) {
+	f := os.NewFile(uintptr(fd), "pidfd")
+	go func() {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			_ = raw.Read(func(fd uintptr) bool { return pollIn(int(fd)) })
+		}
+		post(f)
+	}()
+}
+
+func pollIn(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
+}
+
+// ---- children
+
+// waitedChild is a child that has ended and was not reaped yet.
+type waitedChild struct {
+	pid  int
+	exit exitStatus
+}
+
+// siginfoChild is siginfo_t as waitid(2) fills it, on 64-bit Linux.
+type siginfoChild struct {
+	signo, errno, code, _ int32
+	pid                   int32
+	uid                   uint32
+	status                int32
+	_                     [100]byte
+}
+
+// endedChild looks for a child that has ended, without reaping it. pid 0: none has; err ECHILD: there is no child at all.
+func endedChild() (waitedChild, error) {
+	var info siginfoChild
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)),
+			unix.WEXITED|unix.WNOWAIT|unix.WNOHANG, 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
+		if errno != 0 {
+			return waitedChild{}, errno
+		}
+		break
+	}
+	const cldExited, cldDumped = 1, 3 // CLD_EXITED, CLD_DUMPED of man 2 sigaction
+	how := exitKilled
+	switch info.code {
+	case cldExited:
+		how = exitExited
+	case cldDumped:
+		how = exitDumped
+	}
+	return waitedChild{int(info.pid), exitStatus{how, int(info.status)}}, nil
+}
+
+// reapChild removes a zombie that endedChild has shown.
+func reapChild(pid int) {
+	for {
+		_, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		if err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// launch is one exec of our own binary; never of a service: syscall.ForkExec would freeze this process while an exec hangs on a
+// dead file system.
+type launch struct {
+	argv   []string
+	env    []string
+	files  []uintptr // 0, 1, 2, …
+	dir    string
+	setsid bool
+	parent bool   // CLONE_PARENT: the new process becomes our sibling
+	path   string // program; "" = our own
+	cgroup int    // directory descriptor to be born in (CLONE_INTO_CGROUP), -1 = ours
+}
+
+// start runs the launch and returns PID and pidfd (-1 where the kernel gives none).
+func (l launch) start() (pid, pidfd int, err error) {
+	pidfd = -1
+	attr := &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: l.files,
+		Sys: &syscall.SysProcAttr{Setsid: l.setsid, PidFD: &pidfd}}
+	if l.parent {
+		attr.Sys.Cloneflags = unix.CLONE_PARENT
+	}
+	if l.cgroup >= 0 {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, l.cgroup
+	}
+	path := l.path
+	if path == "" {
+		path = selfExe()
+	}
+	pid, err = syscall.ForkExec(path, l.argv, attr)
+	if err != nil {
+		return 0, -1, err
+	}
+	if pidfd < 0 {
+		pidfd, _ = unix.PidfdOpen(pid, 0)
+	}
+	return pid, pidfd, nil
+}
+
+// binaryVariable hands the absolute path of the binary to our processes where there is no /proc/self/exe.
+const binaryVariable = "DIAKONOS_BINARY"
+
+// selfExe names our own program for exec. The link works also when the file was replaced or deleted.
+func selfExe() string {
+	const link = "/proc/self/exe"
+	if unix.Access(link, unix.X_OK) == nil {
+		return link
+	}
+	return os.Getenv(binaryVariable)
+}
+
+// setProcessName sets what ps(1) shows as the command (at most 15 bytes); to be called on the first thread.
+func setProcessName(name string) {
+	b := append([]byte(name), 0)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0) // cosmetic
+}
+
+// becomeSubreaper makes orphaned descendants our children (man 2 PR_SET_CHILD_SUBREAPER).
+func becomeSubreaper() error { return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
+
+// closeInherited marks all descriptors from first on close-on-exec: nothing that we inherited leaks into what we start.
+func closeInherited(first int) {
+	if unix.CloseRange(uint(first), ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC) == nil { // Linux 5.11
+		return
+	}
+	for fd := first; fd < 1024; fd++ {
+		unix.CloseOnExec(fd)
+	}
+}
+
+// raiseThreads makes sure that n threads exist. The Go runtime dies when it cannot make one, so they must be there before a
+// service can exhaust the process limit (measured: then the shim survives a fork bomb). Goroutines locked to threads force
+// the runtime to make the threads; when they end unlocked, the threads stay in its pool.
+func raiseThreads(n int) {
+	release, done := make(chan struct{}), make(chan struct{}, n)
+	for range n {
+		go func() {
+			runtime.LockOSThread()
+			done <- struct{}{}
+			<-release
+			runtime.UnlockOSThread()
+		}()
+	}
+	for range n {
+		<-done
+	}
+	close(release)
+}
+
+// ---- locks
+
+// lockDirectory takes an exclusive flock on a directory: a lock that nobody can delete. EWOULDBLOCK when it is taken.
+func lockDirectory(path string) (int, error) {
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// lockIsTaken tells whether somebody holds lockDirectory(path), without disturbing them for longer than the look.
+// A shared lock is tried, so that several lookers do not see each other.
+func lockIsTaken(path string) bool {
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+}
+
+// Guard bytes: an OFD write lock on the FIFO description that becomes a process's stdout and stderr.
+const (
+	guardMain    = int64(1) << 62
+	guardControl = guardMain + 1
+)
+
+// lockByte takes an OFD write lock on one byte. EAGAIN when it is taken.
+func lockByte(fd int, at int64) error {
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
+	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
+}
+
+// waitByte waits until the byte is free, takes it and gives it back; it occupies a thread.
+func waitByte(fd int, at int64) error {
+	for {
+		lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
+		err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &lk)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// byteTaken probes a lock without taking it.
+func byteTaken(fd int, at int64) bool {
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
+	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lk)
+	return err == nil && lk.Type != unix.F_UNLCK
+}
+
+// ---- Unix sockets, without package net (it costs every process 0.1 ms at start, measured)
+
+// sunPathBytes is the longest socket path that fits sockaddr_un (man 7 unix).
+const sunPathBytes = 107
+
+// withSocketPath calls use with a path for DIR/NAME that fits sockaddr_un.
+func withSocketPath(dir, name string, use func(path string) error) error {
+	path := name
+	if dir != "." {
+		path = dir + "/" + name
+	}
+	if len(path) <= sunPathBytes {
+		return use(path)
+	}
+	fd, err := openRetry(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	short := "/proc/self/fd/" + strconv.Itoa(fd)
+	if unix.Access(short, unix.F_OK) == nil {
+		return use(short + "/" + name)
+	}
+	return inDirectory(fd, func() error { return use(name) })
+}
+
+// inDirectory runs do on a thread whose working directory is dir, and of which nothing else is left afterwards.
+func inDirectory(dir int, do func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Fchdir(dir)
+		}
+		if err == nil {
+			err = do()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+func newSocket(kind int) (int, error) {
+	return unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+}
+
+// listenAt binds and listens on DIR/NAME, mode 0600, replacing what is there: the caller holds the lock that makes it the only one.
+func listenAt(dir, name string) (*os.File, error) {
+	fd, err := newSocket(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	err = withSocketPath(dir, name, func(path string) error {
+		_ = unix.Unlink(path)
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+			return err
+		}
+		return unix.Chmod(path, 0o600)
+	})
+	if err == nil {
+		err = unix.Listen(fd, 4096)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("cannot listen on %s/%s: %w", dir, name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// connectTimeout bounds a connect to a socket whose owner does not accept.
+const connectTimeout = 5 * time.Second
+
+// dialAt connects to DIR/NAME.
+func dialAt(dir, name string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	tv := unix.NsecToTimeval(int64(connectTimeout)) // connect waits while the backlog is full (man 7 socket)
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+	err = withSocketPath(dir, name, func(path string) error {
+		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	})
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// acceptFrom waits for the next connection. Temporary failures (EMFILE…) are returned: the caller decides when to try again.
+func acceptFrom(l *os.File) (*os.File, error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	nfd := -1
+	var aerr error
+	err = raw.Read(func(fd uintptr) bool {
+		nfd, _, aerr = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		return aerr != unix.EAGAIN && aerr != unix.EINTR && aerr != unix.ECONNABORTED
+	})
+	if err == nil {
+		err = aerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(nfd), "connection"), nil
+}
+
+// socketPair returns two connected stream sockets; both non-blocking.
+func socketPair() (a, b int, err error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return p[0], p[1], err
+}
+
+// peerAllowed tells whether the other end runs as the same user or root (SO_PEERCRED, man 7 unix).
+func peerAllowed(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ok := false
+	_ = raw.Control(func(fd uintptr) {
+		c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		ok = err == nil && (c.Uid == 0 || int(c.Uid) == os.Geteuid())
+	})
+	return ok
+}
+
+// conn is a connection that carries JSON lines, and descriptors with them. One goroutine reads; one at a time writes.
+type conn struct {
+	f   *os.File
+	buf []byte // read, not yet consumed
+	fds []int  // received, not yet claimed
+}
+
+func newConn(f *os.File) *conn { return &conn{f: f} }
+
+var errFrameTooLong = errors.New("frame is longer than 1 MiB")
+
+// readLine returns the next line without its newline; valid until the next call.
+func (c *conn) readLine() ([]byte, error) {
+	from := 0
+	for {
+		if i := bytes.IndexByte(c.buf[from:], '\n'); i >= 0 {
+			line := c.buf[:from+i]
+			c.buf = c.buf[from+i+1:]
+			return line, nil
+		}
+		from = len(c.buf)
+		if from > maxFrame {
+			return nil, errFrameTooLong
+		}
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fill reads once. Descriptors arrive with the first byte of the frame that they were sent with.
+func (c *conn) fill() error {
+	if cap(c.buf)-len(c.buf) < 2048 {
+		c.buf = append(make([]byte, 0, 2*len(c.buf)+4096), c.buf...)
+	}
+	oob := make([]byte, unix.CmsgSpace(8*4))
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n, oobn int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), c.buf[len(c.buf):cap(c.buf)], oob, unix.MSG_CMSG_CLOEXEC)
+		return rerr != unix.EAGAIN && rerr != unix.EINTR
+	})
+	if err == nil {
+		err = rerr
+	}
+	if err != nil {
+		return err
+	}
+	c.fds = append(c.fds, receivedFDs(oob[:oobn])...)
+	if n == 0 {
+		return io.EOF
+	}
+	c.buf = c.buf[:len(c.buf)+n]
+	return nil
+}
+
+func receivedFDs(oob []byte) (fds []int) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for _, m := range msgs {
+		if got, err := unix.ParseUnixRights(&m); err == nil {
+			fds = append(fds, got...)
+		}
+	}
+	return fds
+}
+
+// readFrame reads one frame into v.
+func (c *conn) readFrame(v any) error {
+	line, err := c.readLine()
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(line, v)
+}
+
+// claim takes n received descriptors; fewer if fewer came.
+func (c *conn) claim(n int) []int {
+	n = min(n, len(c.fds))
+	got := c.fds[:n:n]
+	c.fds = c.fds[n:]
+	return got
+}
+
+var errPeerSlow = errors.New("peer does not read")
+
+// send writes one frame without ever waiting. errPeerSlow when the peer's buffer is full: the frame may be cut, so the connection
+// must be closed.
+func (c *conn) send(v any, fds ...int) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return c.sendLine(append(b, '\n'), fds...)
+}
+
+func (c *conn) sendLine(b []byte, fds ...int) error {
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		for {
+			n, serr = unix.SendmsgN(int(fd), b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if serr != unix.EINTR {
+				return true
+			}
+		}
+	})
+	if err == nil {
+		err = serr
+	}
+	if err == unix.EAGAIN || err == nil && n < len(b) {
+		return errPeerSlow
+	}
+	return err
+}
+
+// close closes the connection and what was received and never claimed.
+func (c *conn) close() {
+	c.f.Close()
+	for _, fd := range c.claim(len(c.fds)) {
+		unix.Close(fd)
+	}
+}
+
+// ---- notify sockets
+
+// listenNotify binds a datagram socket that receives credentials (man 3 sd_notify, man 7 unix SO_PASSCRED).
+func listenNotify(bind func(fd int) error) (int, error) {
+	fd, err := newSocket(unix.SOCK_DGRAM)
+	if err != nil {
+		return -1, err
+	}
+	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err == nil {
+		err = bind(fd)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// receiveNotify waits for one datagram and returns it with the PID of its sender; descriptors that came along are closed.
+func receiveNotify(f *os.File, buf []byte) (n, pid int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, 0, err
+	}
+	oob := make([]byte, 256)
+	var oobn int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
+		return rerr != unix.EAGAIN && rerr != unix.EINTR
+	})
+	if err == nil {
+		err = rerr
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	msgs, _ := unix.ParseSocketControlMessage(oob[:oobn])
+	for _, m := range msgs {
+		if c, err := unix.ParseUnixCredentials(&m); err == nil {
+			pid = int(c.Pid)
+		}
+		if fds, err := unix.ParseUnixRights(&m); err == nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}
+	}
+	return n, pid, nil
+}
+
+// ---- machine
+
+// bootIdentity names this boot as far as processes go: the kernel's boot id and the start of the PID namespace's first process
+// (its inode where that is hidden).
+func bootIdentity() (boot string, pidns uint64) {
+	id, _ := readSmall("/proc/sys/kernel/random/boot_id")
+	pidns = pidNamespace()
+	if s, err := readStat(1); err == nil {
+		return string(bytes.TrimSpace(id)) + "." + strconv.FormatUint(s.start, 10), pidns
+	}
+	return string(bytes.TrimSpace(id)) + ".ns" + strconv.FormatUint(pidns, 10), pidns
+}
+
+func pidNamespace() uint64 {
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/pid", &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
+// cgroupMount finds where cgroup v2 is mounted: /proc/self/mountinfo, whose fields man 5 proc explains. "" = nowhere.
+func cgroupMount(mountinfo []byte) (mount, root string) {
+	for line := range strings.Lines(string(mountinfo)) {
+		head, tail, ok := strings.Cut(line, " - ")
+		if !ok || !strings.HasPrefix(tail, "cgroup2 ") {
+			continue
+		}
+		f := strings.Fields(head)
+		if len(f) < 5 {
+			continue
+		}
+		return unescapeMount(f[4]), unescapeMount(f[3])
+	}
+	return "", ""
+}
+
+// unescapeMount undoes the octal escapes of mountinfo.
+func unescapeMount(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// ownCgroup is the directory of our own cgroup v2. "" = none is visible.
+func ownCgroup() string {
+	info, err := readSmall("/proc/self/mountinfo")
+	if err != nil {
+		return ""
+	}
+	mount, root := cgroupMount(info)
+	member, err := readSmall("/proc/self/cgroup")
+	if mount == "" || err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(member)) {
+		if path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); ok {
+			if root != "/" {
+				path = strings.TrimPrefix(path, root)
+			}
+			return strings.TrimSuffix(mount+path, "/")
+		}
+	}
+	return ""
+}
+
+// isNetworkFileSystem: locks and records there are shared with other kernels.
+func isNetworkFileSystem(path string) bool {
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) != nil {
+		return false
+	}
+	switch uint32(fs.Type) {
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.V9FS_MAGIC,
+		unix.AFS_SUPER_MAGIC, unix.CODA_SUPER_MAGIC, unix.CEPH_SUPER_MAGIC, unix.OCFS2_SUPER_MAGIC:
+		return true
+	}
+	return false
+}
+
+func isTmpfs(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+}
+
+// clockTicks is USER_HZ: the unit of times in /proc/PID/stat, 100 on every Linux that Go runs on.
+const clockTicks = 100

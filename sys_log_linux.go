@@ -1,0 +1,289 @@
+// Role: the kernel calls of the log protocol that the standard library lacks, and the seam to fake them.
+// Runs in: shim.
+// Owns: nothing.
+// Uses: nothing.
+
+package main
+
+import (
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel is the seam: the calls of the pump whose failures matter, so that a test can replace them one by one.
+type kernel struct {
+	tee      func(from, to, n int) (int, error) // tee(2), never blocks
+	write    func(fd int, b []byte) (int, error)
+	truncate func(fd int, size int64) error
+	allocate func(fd int, size int64) error
+	open     func(path string, flags int, mode uint32) (int, error)
+	rename   func(from, to string) error // never replaces what is there
+}
+
+func realKernel() kernel {
+	return kernel{
+		tee:      sysTee,
+		write:    sysWrite,
+		truncate: unix.Ftruncate,
+		allocate: sysAllocate,
+		open:     sysOpen,
+		rename:   sysRenameNew,
+	}
+}
+
+// crashpoint is nil in production. A test sets it to end the process at a named point.
+var crashpoint func(point string)
+
+func reach(point string) {
+	if crashpoint != nil {
+		crashpoint(point)
+	}
+}
+
+func sysTee(from, to, n int) (int, error) {
+	for {
+		m, err := unix.Tee(from, to, n, unix.SPLICE_F_NONBLOCK)
+		if err != unix.EINTR {
+			return int(m), err
+		}
+	}
+}
+
+func sysWrite(fd int, b []byte) (int, error) {
+	for {
+		n, err := unix.Write(fd, b)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func sysRead(fd int, b []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, b)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func sysOpen(path string, flags int, mode uint32) (int, error) {
+	for {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, mode)
+		if err != unix.EINTR {
+			return fd, err
+		}
+	}
+}
+
+// sysAllocate gives a file its blocks, so that writing through a map cannot fail. Where the file system has no
+// fallocate(2), zeros do it.
+func sysAllocate(fd int, size int64) error {
+	for {
+		err := unix.Fallocate(fd, 0, 0, size)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EOPNOTSUPP, unix.ENOSYS:
+			return sysZero(fd, size)
+		}
+		return err
+	}
+}
+
+func sysZero(fd int, size int64) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	zeros := make([]byte, 4096)
+	for off := st.Size; off < size; {
+		n, err := unix.Pwrite(fd, zeros[:min(size-off, 4096)], off)
+		if err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	return nil
+}
+
+// sysRenameNew is rename(2) that refuses to replace. Kernels and file systems without RENAME_NOREPLACE take the
+// plain one.
+func sysRenameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if err == unix.ENOSYS || err == unix.EINVAL {
+		return unix.Rename(from, to)
+	}
+	return err
+}
+
+// sysLstat is lstat(2) of a path that is prepared once, without garbage: it runs for every batch.
+func sysLstat(path *byte, st *unix.Stat_t) error {
+	at := unix.AT_FDCWD
+	_, _, e := unix.Syscall6(unix.SYS_NEWFSTATAT, uintptr(at), uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(st)), unix.AT_SYMLINK_NOFOLLOW, 0, 0)
+	if e != 0 {
+		return e
+	}
+	return nil
+}
+
+// sysReadable is how many bytes a pipe holds (FIONREAD).
+func sysReadable(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// sysPipeBytes is what a pipe can hold at most.
+func sysPipeBytes(fd int) int {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
+		return 4096
+	}
+	return n
+}
+
+// sysWritable reports whether a write to the pipe would find room at once.
+func sysWritable(fd int) bool {
+	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	for {
+		_, err := unix.Poll(set, 0)
+		if err != unix.EINTR {
+			return err == nil && set[0].Revents&unix.POLLOUT != 0
+		}
+	}
+}
+
+// sysGuardTaken probes an OFD write lock on one byte without taking it (fcntl_locking(2), F_OFD_GETLK).
+func sysGuardTaken(fd int, at int64) (bool, error) {
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: at, Len: 1}
+	if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lk); err != nil {
+		return false, err
+	}
+	return lk.Type != unix.F_UNLCK, nil
+}
+
+// sysMapFile maps size bytes of a file, shared and writable.
+func sysMapFile(fd, size int) ([]byte, error) {
+	return unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+// sysMapMemory gives memory outside the Go heap: it costs nothing until it is touched and can be given back.
+func sysMapMemory(size int) ([]byte, error) {
+	return unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+}
+
+func sysUnmap(b []byte) {
+	if b != nil {
+		_ = unix.Munmap(b)
+	}
+}
+
+// sysGiveBack drops the pages of a mapping from this process; a shared file keeps its content.
+func sysGiveBack(b []byte) {
+	if len(b) > 0 {
+		_ = unix.Madvise(b, unix.MADV_DONTNEED)
+	}
+}
+
+// sysTouch makes the pages of a mapping present and writable in a system call (Linux 5.14). A page fault on a hung
+// disk would keep the one processor of the shim; a system call gives it up. Older kernels: no harm.
+func sysTouch(b []byte) {
+	if len(b) > 0 {
+		_ = unix.Madvise(b, unix.MADV_POPULATE_WRITE)
+	}
+}
+
+// sysMakeFIFO makes and opens the FIFO at path for reading and writing, without blocking. Whatever else stands
+// there is replaced, no link is followed. Others may write into it (0622): the directory is closed to strangers,
+// and a worker under another user may open /dev/stdout anew. owner -1: ours.
+func sysMakeFIFO(path string, owner int) (int, error) {
+	for range 8 {
+		if err := unix.Mkfifo(path, 0o622); err != nil && err != unix.EEXIST {
+			return -1, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+		}
+		fd, err := sysOpenFIFO(path, unix.O_RDWR)
+		if err == errNoFIFO {
+			if err := sysMoveAway(path); err != nil {
+				return -1, err
+			}
+			continue
+		}
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		if err := sysGiveFIFO(fd, owner); err != nil {
+			_ = unix.Close(fd)
+			return -1, &os.PathError{Op: "chown", Path: path, Err: err}
+		}
+		return fd, nil
+	}
+	return -1, &os.PathError{Op: "mkfifo", Path: path, Err: unix.EEXIST}
+}
+
+// errNoFIFO: something else is in its place.
+const errNoFIFO = syscall.ENOSTR
+
+// sysOpenFIFO opens an existing FIFO, never through a link. errNoFIFO if it is something else.
+func sysOpenFIFO(path string, access int) (int, error) {
+	fd, err := sysOpen(path, access|unix.O_NONBLOCK, 0)
+	switch err {
+	case nil:
+	case unix.ELOOP, unix.EISDIR, unix.ENXIO, unix.ENODEV:
+		return -1, errNoFIFO
+	default:
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		_ = unix.Close(fd)
+		return -1, errNoFIFO
+	}
+	return fd, nil
+}
+
+func sysGiveFIFO(fd, owner int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if owner >= 0 && st.Uid != uint32(owner) {
+		if err := unix.Fchown(fd, owner, -1); err != nil {
+			return err
+		}
+	}
+	if st.Mode&0o7777 == 0o622 {
+		return nil
+	}
+	return unix.Fchmod(fd, 0o622)
+}
+
+// sysMoveAway frees a path of ours from what a third party put there: a directory is renamed, since it may hold
+// something; all else is unlinked, which never touches the target of a link.
+func sysMoveAway(path string) error {
+	err := unix.Unlink(path)
+	if err == nil || err == unix.ENOENT {
+		return nil
+	}
+	if unix.Rmdir(path) == nil {
+		return nil
+	}
+	for i := range 1000 {
+		to := path + ".moved." + string(rune('0'+i/100)) + string(rune('0'+i/10%10)) + string(rune('0'+i%10))
+		if e := sysRenameNew(path, to); e != unix.EEXIST && e != unix.ENOTEMPTY {
+			if e == nil {
+				return nil
+			}
+			break
+		}
+	}
+	return &os.PathError{Op: "remove", Path: path, Err: err}
+}

@@ -1,0 +1,326 @@
+// Role: the process tree of a service: who belongs to it, what it uses, and how to signal all of it.
+// Runs in: shim (stop), client (status).
+// Owns: nothing.
+// Uses: wire, sys, state.
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// tree tells how to find the processes of one service.
+type tree struct {
+	home    home
+	name    string
+	cgroup  string   // directory of its cgroup; "" = none
+	shim    int      // its shim: all descendants belong to it, for the shim is a subreaper; 0 = none
+	members []pidRef // processes known by record: main, control, handed-over orphans
+	adopted bool     // members are not (all) descendants of the shim
+}
+
+// list returns the PIDs of the tree. They may be gone the next moment; signal checks again.
+func (t tree) list() []int {
+	if t.cgroup != "" {
+		if pids, err := cgroupMembers(t.cgroup); err == nil {
+			return pids
+		}
+	}
+	if !t.adopted && t.shim != 0 {
+		if pids, ok := descendants(t.shim); ok {
+			return t.withoutOurs(pids)
+		}
+	}
+	return t.closure()
+}
+
+// cgroupMembers lists the processes of a cgroup and of those below it.
+func cgroupMembers(dir string) ([]int, error) {
+	b, err := readSmall(dir + "/cgroup.procs")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for f := range bytes.FieldsSeq(b) {
+		if n, err := strconv.Atoi(string(f)); err == nil && n > 0 {
+			pids = append(pids, n)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return pids, nil
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			sub, _ := cgroupMembers(dir + "/" + e.Name())
+			pids = append(pids, sub...)
+		}
+	}
+	return pids, nil
+}
+
+// cgroupEmpty reads cgroup.events, which covers the cgroups below too.
+func cgroupEmpty(dir string) bool {
+	b, err := readSmall(dir + "/cgroup.events")
+	return errors.Is(err, unix.ENOENT) || err == nil && bytes.Contains(b, []byte("populated 0"))
+}
+
+// descendants lists the processes below pid, without pid. false: this kernel does not tell (CONFIG_PROC_CHILDREN).
+func descendants(pid int) (all []int, ok bool) {
+	all, ok = children(pid)
+	for i := 0; i < len(all); i++ {
+		more, _ := children(all[i])
+		all = append(all, more...)
+	}
+	return all, ok
+}
+
+// children lists the live children of all threads of a process.
+func children(pid int) (pids []int, ok bool) {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task"
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, errors.Is(err, unix.ENOENT) && unix.Access("/proc/self/stat", unix.F_OK) == nil
+	}
+	for _, t := range tasks {
+		b, err := readSmall(dir + "/" + t.Name() + "/children")
+		if err != nil {
+			continue
+		}
+		ok = true
+		for f := range bytes.FieldsSeq(b) {
+			if n, err := strconv.Atoi(string(f)); err == nil {
+				pids = append(pids, n)
+			}
+		}
+	}
+	return pids, ok
+}
+
+// closure finds the tree over all processes: {members}, their descendants and the shim's, sessions led by a live member, and processes
+// with the service's id in DIAKONOS_SCOPE, to a fixed point (DESIGN.md, section 3).
+func (t tree) closure() []int {
+	all := processes()
+	in := make(map[int]bool)
+	for _, m := range t.members {
+		if processAlive(m) {
+			in[m.PID] = true
+		}
+	}
+	mark := []byte(t.home.scopeID(t.name))
+	for grown := true; grown; {
+		grown = false
+		for _, p := range all {
+			if in[p.pid] || p.pid == t.shim || p.pid == os.Getpid() || p.state == 'Z' {
+				continue
+			}
+			if in[p.ppid] || in[p.session] || t.shim != 0 && p.ppid == t.shim || inScope(p.pid, mark) {
+				if !t.isOurs(p.pid, p.comm) {
+					in[p.pid] = true
+					grown = true
+				}
+			}
+		}
+	}
+	var pids []int
+	for pid := range in {
+		pids = append(pids, pid)
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// inScope tells whether the environment of a process names the service's id.
+func inScope(pid int, id []byte) bool {
+	env, err := readSmall("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return false
+	}
+	for assignment := range bytes.SplitSeq(env, []byte{0}) {
+		if scope, ok := bytes.CutPrefix(assignment, []byte(scopeVariable+"=")); ok {
+			for part := range bytes.SplitSeq(scope, []byte{':'}) {
+				if bytes.Equal(part, id) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// processes lists what /proc shows, in one pass.
+func processes() []procStat {
+	names, err := readDirNames("/proc")
+	if err != nil {
+		return nil
+	}
+	var all []procStat
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(pid); err == nil {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+func readDirNames(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}
+
+// withoutOurs drops daemons and shims of this home: they are nobody's service.
+func (t tree) withoutOurs(pids []int) []int {
+	return slices.DeleteFunc(pids, func(pid int) bool {
+		s, err := readStat(pid)
+		return err != nil || s.state == 'Z' || t.isOurs(pid, s.comm)
+	})
+}
+
+// isOurs: a daemon or shim of this home. Its name may be anybody's; its working directory and PID file are not.
+func (t tree) isOurs(pid int, comm string) bool {
+	switch comm {
+	case daemonName:
+		b, _ := readSmall(t.home.path + "/daemon.pid")
+		return parsePIDFile(b) == pid
+	case shimName:
+		dir, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
+		if err != nil {
+			return false
+		}
+		b, _ := readSmall(dir + "/shim.pid")
+		return parsePIDFile(b) == pid && t.inRunRoot(dir)
+	}
+	return false
+}
+
+func (t tree) inRunRoot(dir string) bool {
+	var a, b unix.Stat_t
+	i := strings.LastIndexByte(dir, '/')
+	return i > 0 && unix.Stat(dir[:i], &a) == nil && unix.Stat(t.home.runRoot(), &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev
+}
+
+// signal sends sig to every process of the tree. Each is pinned by a pidfd first and looked for again after, so that a PID which was
+// recycled in between is spared. With SIGKILL and a cgroup the kernel does it in one go.
+func (t tree) signal(sig syscall.Signal) {
+	if sig == syscall.SIGKILL && t.cgroup != "" && os.WriteFile(t.cgroup+"/cgroup.kill", []byte("1"), 0) == nil {
+		return
+	}
+	fds := make(map[int]int)
+	for _, pid := range t.list() {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			fds[pid] = fd
+		}
+	}
+	again := t.list()
+	for pid, fd := range fds {
+		if slices.Contains(again, pid) {
+			signalAndContinue(fd, sig)
+		}
+		unix.Close(fd)
+	}
+}
+
+// signalAndContinue: a stopped process could not act on the signal (systemd sends SIGCONT likewise).
+func signalAndContinue(fd int, sig syscall.Signal) {
+	if pidfdSignal(fd, sig) == nil && sig != syscall.SIGKILL && sig != syscall.SIGCONT {
+		_ = pidfdSignal(fd, syscall.SIGCONT)
+	}
+}
+
+// ---- what is shown
+
+// procInfo is one process for display.
+type procInfo struct {
+	PID, PPID   int
+	Command     string
+	State       byte
+	MemoryBytes int64
+	CPUSeconds  float64
+}
+
+// tree lists the processes of a service, parents first.
+func (h home) tree(s unitStatus) []procInfo {
+	boot, _ := bootIdentity()
+	rec, err := h.readState(s.Name, boot)
+	if err != nil {
+		return nil
+	}
+	t := tree{home: h, name: s.Name, cgroup: rec.Cgroup, shim: s.ShimPID, members: append([]pidRef{rec.Main, rec.Control}, rec.Orphans...), adopted: true}
+	var list []procInfo
+	for _, pid := range t.list() {
+		st, err := readStat(pid)
+		if err != nil {
+			continue
+		}
+		list = append(list, procInfo{pid, st.ppid, commandLine(st), st.state, st.rssPages * int64(os.Getpagesize()), float64(st.cpuTicks) / clockTicks})
+	}
+	return list
+}
+
+func commandLine(st procStat) string {
+	b, err := readSmall("/proc/" + strconv.Itoa(st.pid) + "/cmdline")
+	if err != nil || len(b) == 0 {
+		return "[" + st.comm + "]"
+	}
+	return string(bytes.ReplaceAll(bytes.TrimRight(b, "\x00"), []byte{0}, []byte{' '}))
+}
+
+// usage returns memory and CPU time of a service: of its cgroup, else of its main process. nil = not known.
+func usage(s unitStatus) (memory *int64, cpu *float64) {
+	if s.Cgroup != "" {
+		memory, cpu = cgroupUsage(s.Cgroup)
+	}
+	if s.MainPID == 0 || memory != nil && cpu != nil {
+		return memory, cpu
+	}
+	st, err := readStat(s.MainPID)
+	if err != nil {
+		return memory, cpu
+	}
+	if memory == nil {
+		n := st.rssPages * int64(os.Getpagesize())
+		memory = &n
+	}
+	if cpu == nil {
+		n := float64(st.cpuTicks) / clockTicks
+		cpu = &n
+	}
+	return memory, cpu
+}
+
+func cgroupUsage(dir string) (memory *int64, cpu *float64) {
+	if b, err := readSmall(dir + "/memory.current"); err == nil {
+		if n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64); err == nil {
+			memory = &n
+		}
+	}
+	b, err := readSmall(dir + "/cpu.stat")
+	if err != nil {
+		return memory, nil
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "usage_usec "); ok {
+			if n, err := strconv.ParseFloat(strings.TrimSpace(v), 64); err == nil {
+				n /= 1e6
+				cpu = &n
+			}
+		}
+	}
+	return memory, cpu
+}
