@@ -123,7 +123,7 @@ func install(call clientCall) int {
 	}
 	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName} {
 		path := filepath.Join(dir, name)
-		if sameFile(path, exe) {
+		if isProgram(path, exe) {
 			continue
 		}
 		if err := link(exe, path, call.hardLinks); err != nil {
@@ -135,8 +135,8 @@ func install(call clientCall) int {
 	return exitOK
 }
 
-// sameFile: path is the very file, not a link to it.
-func sameFile(path, exe string) bool {
+// isProgram: path is the very file, not a link to it.
+func isProgram(path, exe string) bool {
 	a, err1 := os.Lstat(path)
 	b, err2 := os.Stat(exe)
 	return err1 == nil && err2 == nil && os.SameFile(a, b)
