@@ -1029,18 +1029,12 @@ func (m *manager) adoptOne(name string) {
 // needsShim: the record tells of something to supervise, or cannot be read.
 func (m *manager) needsShim(e *supervised, err error) bool {
 	switch {
-	case errors.Is(err, errOtherBoot), errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
 		return false
 	case err != nil:
-		return !m.emptyState(e.name)
+		return true
 	}
 	return !e.orderly() || !e.record.Main.zero() || !e.record.Control.zero()
-}
-
-// emptyState: the record was allocated, but never written: nothing was ever started.
-func (m *manager) emptyState(name string) bool {
-	b, err := readSmall(m.home.stateFile(name))
-	return err == nil && strings.Trim(string(b), "\x00") == ""
 }
 
 // adopted counts the shims that have said hello; after the last, what was interrupted goes on.

@@ -50,6 +50,7 @@ var personalities = [...]struct {
 }
 
 func main() {
+	runtime.MemProfileRate = 0 // nobody reads the profile, and each process would pay for it
 	name := filepath.Base(os.Args[0])
 	for _, p := range personalities {
 		if p.name == name {

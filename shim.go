@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -23,7 +22,7 @@ import (
 
 const (
 	linkFD      = 3               // the shim's end of the socket pair with the daemon that started it
-	shimThreads = 4               // beside those that the runtime has at once: 6 in all
+	shimThreads = 1               // beside those that the runtime has at once: 6 in all
 	shimGC      = 20              // percent: with the default the heap would grow to 4 MiB before the first collection
 	lockLimit   = 2 * time.Second // for a predecessor to be gone
 	statusLimit = time.Second     // for the exit status of an adopted process to come from who reaped it
@@ -127,7 +126,7 @@ func detachMain(names []string) int {
 	closeInherited(3)
 	code := exitOK
 	for i, name := range names {
-		l := launch{argv: []string{shimName, name}, env: os.Environ(), dir: h.runDir(name), setsid: true, cgroup: -1,
+		l := launch{argv: []string{shimName, name}, env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
 		_, pidfd, err := l.start()
 		if err != nil {
@@ -163,7 +162,7 @@ func shimMain(args []string) int {
 // newShim takes the lock and everything else that needs no knowledge of the service.
 func newShim(name string) (*shim, error) {
 	setProcessName(shimName)
-	runtime.GOMAXPROCS(1) // by call, not by environment: nothing of it may reach a service
+	unbare()
 	debug.SetGCPercent(shimGC)
 	closeInherited(linkFD)
 	unix.Umask(0o077)
@@ -323,7 +322,7 @@ func (s *shim) readRecords() {
 			LogMaxSize: 10 << 20, LogMaxFiles: 5}
 	}
 	s.svc = newService(u, rec)
-	if err != nil && !errors.Is(err, errOtherBoot) {
+	if err != nil && !errors.Is(err, errOtherBoot) && !errors.Is(err, errNeverWritten) {
 		s.probe()
 	}
 	s.svc.Version, s.svc.Boot, s.svc.PIDNS, s.svc.ShimPID = protocolVersion, s.boot, s.pidns, os.Getpid()

@@ -243,9 +243,9 @@ func openGuarded(name string, guard int64) (int, error) {
 
 // launchStage starts the stage, inside the service's cgroup where there can be one.
 func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error) {
-	l := launch{argv: []string{shimName, "-exec"}, env: []string{"TZ="}, cgroup: -1}
+	l := launch{argv: []string{shimName, "-exec"}, env: bareEnvironment[:], cgroup: -1}
 	if exe := os.Getenv(binaryVariable); exe != "" {
-		l.env = append(l.env, binaryVariable+"="+exe)
+		l.env = append(slices.Clip(l.env), binaryVariable+"="+exe)
 	}
 	null := uintptr(f.null)
 	if f.null < 0 {

