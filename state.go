@@ -139,7 +139,7 @@ func memoryDirectory() string {
 func (h home) makeRunRoot() error {
 	target, err := os.Readlink(h.runRoot())
 	if base := memoryDirectory(); err != nil && base != "" {
-		target = base + "/diakonos/" + h.id()
+		target = base + "/diakonos/" + invocationText(randomBytes())[:16] // never that of a home that was deleted
 		if err := os.Symlink(target, h.runRoot()); err != nil {
 			target = "" // there is a directory already, or no link can be made: a plain directory does
 		}

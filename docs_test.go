@@ -1,0 +1,82 @@
+// Role: checks that the documents say what must not be lost: the systemd unit, README.
+// Runs in: go test.
+// Owns: nothing.
+// Uses: nothing.
+
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// readSystemdUnit reads `Key=value` lines by section; a key that stands twice keeps its last value.
+func readSystemdUnit(t *testing.T, file string) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, section := map[string]string{}, ""
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		key, value, pair := strings.Cut(line, "=")
+		switch {
+		case line == "" || line[0] == '#' || line[0] == ';':
+		case line[0] == '[':
+			section = strings.Trim(line, "[]")
+		case !pair || section == "":
+			t.Errorf("%s: not a line of a unit: %q", file, line)
+		default:
+			keys[section+"."+key] = value
+		}
+	}
+	return keys
+}
+
+// TestSystemdUnit: a crash of the daemon must not take the services, nor may systemd's limits.
+func TestSystemdUnit(t *testing.T) {
+	keys := readSystemdUnit(t, "docs/diakonosd.service")
+	for key, want := range map[string]string{
+		"Service.KillMode":       "process",
+		"Service.OOMPolicy":      "continue",
+		"Service.Delegate":       "yes",
+		"Service.TasksMax":       "infinity",
+		"Service.TimeoutStopSec": "infinity",
+		"Service.Restart":        "always",
+		"Service.Type":           "simple",
+		"Service.ExecStart":      "/usr/local/bin/diakonosd",
+		"Install.WantedBy":       "multi-user.target",
+	} {
+		if keys[key] != want {
+			t.Errorf("%s: got %q, want %q", key, keys[key], want)
+		}
+	}
+	if stop := keys["Service.ExecStop"]; !strings.Contains(stop, "stopping") || !strings.Contains(stop, "diakonos kill") {
+		t.Errorf("Service.ExecStop: got %q, want `diakonos kill` when the system is stopping only", stop)
+	}
+}
+
+// TestReadme: the first command builds and runs the main job, the second passes the tests; it stays short.
+func TestReadme(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(text), "\n"); n > 300 {
+		t.Errorf("%d lines, want at most 300", n)
+	}
+	var commands []string
+	for line := range strings.Lines(string(text)) {
+		if command, ok := strings.CutPrefix(line, "    "); ok && len(commands) < 2 {
+			commands = append(commands, strings.TrimSpace(command))
+		}
+	}
+	if len(commands) < 2 || !strings.Contains(commands[0], "go build") || !strings.Contains(commands[0], "testdata/services") {
+		t.Errorf("first command: got %q, want one that builds and runs a unit of testdata/services", commands)
+	}
+	if len(commands) < 2 || !strings.HasPrefix(commands[1], "go test ") {
+		t.Errorf("second command: got %q, want the tests", commands)
+	}
+}

@@ -1,0 +1,264 @@
+// Role: edges that a script cannot reach: many clients at once, clients that misbehave, a daemon without
+// descriptors, a thousand units.
+// Runs in: go test.
+// Owns: each test's home and services.
+// Uses: observe, script, scriptcmd.
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// testHome is a home with a service directory for a test in Go.
+type testHome struct {
+	t    *testing.T
+	dir  string // holds h and services
+	home string
+	svc  string // absolute path of the fixture service
+}
+
+func newTestHome(t *testing.T) *testHome {
+	t.Helper()
+	svc, err := exec.LookPath("svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "diakonos-test-") // shorter than t.TempDir: sockets lie in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &testHome{t, dir, filepath.Join(dir, "h"), svc}
+	t.Cleanup(h.end)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "services"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// unit writes one unit file; $SVC becomes the fixture service.
+func (h *testHome) unit(name, text string) {
+	h.t.Helper()
+	file := filepath.Join(h.dir, "services", name+".service")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, "$SVC", h.svc)), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// command is a client of this home.
+func (h *testHome) command(args ...string) *exec.Cmd {
+	cmd := exec.Command("diakonos", args...)
+	cmd.Dir = h.dir
+	cmd.Env = append(os.Environ(), "DIAKONOS_HOME="+h.home, "NO_COLOR=1")
+	return cmd
+}
+
+// diakonos runs a command that must succeed and returns all its output.
+func (h *testHome) diakonos(args ...string) string {
+	h.t.Helper()
+	out, err := h.command(args...).CombinedOutput()
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(h.home, "daemon.log"))
+		h.t.Fatalf("diakonos %s: %v\n%s\ndaemon.log:\n%s", strings.Join(args, " "), err, out, tail(log, 4000))
+	}
+	return string(out)
+}
+
+// status returns the unit's object of status --json.
+func (h *testHome) status(unit string) map[string]any {
+	h.t.Helper()
+	out, _ := h.command("--json", "status", unit).Output()
+	var list []map[string]any
+	if err := json.Unmarshal(out, &list); err != nil || len(list) != 1 {
+		h.t.Fatalf("cannot read status of %s: %v\n%s", unit, err, out)
+	}
+	return list[0]
+}
+
+// end stops everything of the test, and fails it when something is left.
+func (h *testHome) end() {
+	if out, err := h.command("kill").CombinedOutput(); err != nil {
+		h.t.Errorf("diakonos kill: %v\n%s", err, out)
+	}
+	s := &scriptState{t: goTest{h.t}, name: h.t.Name(), work: h.dir, home: h.home}
+	s.finish()
+	os.RemoveAll(h.dir)
+}
+
+// goTest lets the scripts' reaper fail an ordinary test.
+type goTest struct{ *testing.T }
+
+func (t goTest) Run(string, func(testscript.T)) {}
+func (t goTest) Verbose() bool                  { return testing.Verbose() }
+
+// TestColdStart: 50 commands at once on a home that does not exist start one daemon, and all succeed.
+func TestColdStart(t *testing.T) {
+	h := newTestHome(t)
+	units := []string{"a", "b", "c", "d", "e"}
+	for _, u := range units {
+		h.unit(u, "[service]\nExecStart = \"$SVC -lock inst."+u+"\"\n")
+	}
+	commands := [][]string{{"list"}, {"status"}, {"start", "a"}, {"start", "b"}, {"start", "c"}, {"start", "d"}, {"start", "e"}, {"start", "e", "a"}, {"enable", "a"}, {"reset-failed", "b"}}
+	var wg sync.WaitGroup
+	for n := range 50 {
+		args := commands[n%len(commands)]
+		wg.Go(func() {
+			if out, err := h.command(args...).CombinedOutput(); err != nil {
+				t.Errorf("diakonos %s: %v\n%s", strings.Join(args, " "), err, out)
+			}
+		})
+	}
+	wg.Wait()
+	if found := daemonsOf(h.dir); len(found) != 1 {
+		t.Errorf("got daemons %v, want one", found)
+	}
+	for _, u := range units {
+		if st := h.status(u); st["active_state"] != "active" {
+			t.Errorf("%s: got %v, want active", u, st["active_state"])
+		}
+		inst, _ := os.ReadFile(filepath.Join(h.dir, "inst."+u))
+		if lines := strings.Count(string(inst), "\n"); lines != 1 || strings.Contains(string(inst), "DUP") {
+			t.Errorf("%s: got starts %q, want one", u, inst)
+		}
+	}
+}
+
+// dial connects to a Unix socket; its path may be longer than an address can be, so it goes by a descriptor.
+func dial(t *testing.T, socket string) *os.File {
+	t.Helper()
+	dir, err := os.Open(filepath.Dir(socket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(socket))}); err != nil {
+		t.Fatalf("cannot connect to %s: %v", socket, err)
+	}
+	return os.NewFile(uintptr(fd), socket)
+}
+
+// TestRubbish: whatever a client sends, and however little it reads, daemon and shim serve the next one.
+func TestRubbish(t *testing.T) {
+	h := newTestHome(t)
+	h.unit("web", "[service]\nExecStart = \"$SVC\"\n")
+	h.diakonos("start", "web")
+	main := h.status("web")["main_pid"]
+	daemons := daemonsOf(h.dir)
+	request := `{"proto":1,"verb":"list","service_dir":"` + h.dir + `/services"}` + "\n"
+	for _, c := range []struct{ why, text string }{
+		{"nothing", ""},
+		{"no JSON", "GET / HTTP/1.1\r\n\r\n"},
+		{"bytes of every kind", "\x00\xff\x1b\n\x00\n"},
+		{"an unfinished line", `{"proto":1,"verb":"li`},
+		{"a line over the limit", strings.Repeat("x", 2<<20)},
+		{"wrong types", `{"proto":"one","verb":7,"names":{}}` + "\n"},
+		{"deep nesting", strings.Repeat("[", 100000) + "\n"},
+		{"an unknown verb", `{"proto":1,"verb":"explode"}` + "\n"},
+		{"names that are none", `{"proto":1,"verb":"start","names":["../../x","","/etc/passwd"],"service_dir":"/"}` + "\n"},
+		{"another protocol version", `{"proto":99,"verb":"list"}` + "\n"},
+		{"requests without end, nothing read", strings.Repeat(request, 20000)},
+	} {
+		for _, socket := range []string{"daemon.sock", "run/web/shim.sock"} {
+			conn := dial(t, filepath.Join(h.home, socket))
+			syscall.SetNonblock(int(conn.Fd()), true) // a full socket is left full, as by a client that hangs
+			for rest := []byte(c.text); len(rest) > 0; {
+				n, err := syscall.Write(int(conn.Fd()), rest)
+				if err != nil {
+					break
+				}
+				rest = rest[n:]
+			}
+			t.Cleanup(func() { conn.Close() }) // open until the end: it reads nothing meanwhile
+		}
+		if st := h.status("web"); st["main_pid"] != main || st["active_state"] != "active" {
+			t.Fatalf("after %s: %v", c.why, st)
+		}
+	}
+	if now := daemonsOf(h.dir); !slices.Equal(now, daemons) {
+		t.Errorf("got daemons %v, want still %v", now, daemons)
+	}
+	log, _ := os.ReadFile(filepath.Join(h.home, "daemon.log"))
+	if strings.Contains(string(log), "goroutine ") {
+		t.Errorf("daemon.log shows a panic:\n%s", tail(log, 4000))
+	}
+}
+
+// TestThousandUnits: the catalogue of a large directory is answered whole and in order.
+func TestThousandUnits(t *testing.T) {
+	h := newTestHome(t)
+	for n := range 1000 {
+		h.unit(fmt.Sprintf("unit-%04d", n), "[service]\nExecStart = \"$SVC\"\n")
+	}
+	h.diakonos("check")
+	out, err := h.command("--json", "list").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []struct {
+		Name        string `json:"name"`
+		ActiveState string `json:"active_state"`
+	}
+	if err := json.Unmarshal(out, &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 1000 {
+		t.Fatalf("got %d units, want 1000", len(list))
+	}
+	for n, u := range list {
+		if want := fmt.Sprintf("unit-%04d", n); u.Name != want || u.ActiveState != "inactive" {
+			t.Fatalf("unit %d: got %s %s, want %s inactive", n, u.Name, u.ActiveState, want)
+		}
+	}
+	h.diakonos("start", "unit-0500")
+}
+
+// TestFewDescriptors: a daemon that has none left says so, lives, and works again when there are some.
+func TestFewDescriptors(t *testing.T) {
+	h := newTestHome(t)
+	if _, err := exec.LookPath("prlimit"); err != nil {
+		skip(t, "prlimit is not installed")
+	}
+	var names []string
+	for n := range 20 {
+		names = append(names, fmt.Sprintf("unit-%02d", n))
+		h.unit(names[n], "[service]\nExecStart = \"$SVC\"\n")
+	}
+	daemon := h.command("daemon")
+	daemon.Path, _ = exec.LookPath("prlimit")
+	daemon.Args = []string{"prlimit", "--nofile=48:48", "diakonosd"}
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer daemon.Wait()
+	if !eventually(testPatience, func() bool { return h.command("daemon-status").Run() == nil }) {
+		t.Fatal("no daemon answers")
+	}
+	out, err := h.command(append([]string{"start"}, names...)...).CombinedOutput()
+	if text := string(out); err != nil && !strings.Contains(text, "too many open files") || strings.Contains(text, "goroutine ") {
+		t.Errorf("20 services with 48 descriptors: got %q, want success or a plain message", text)
+	}
+	if syscall.Kill(daemon.Process.Pid, 0) != nil {
+		t.Fatal("the daemon is gone")
+	}
+	h.diakonos(append([]string{"stop"}, names...)...)
+	h.diakonos("start", names[0])
+	h.diakonos("kill")
+}

@@ -1,0 +1,250 @@
+// Role: what tests see of processes and logs from outside, without asking the program.
+// Runs in: go test.
+// Owns: nothing.
+// Uses: script, scriptcmd.
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// process is a live process: PID and start time identify it.
+type process struct {
+	pid, parent int
+	start       string // clock ticks since boot, field 22 of proc_pid_stat(5)
+	command     string
+}
+
+func (p process) String() string { return fmt.Sprintf("%d %s", p.pid, p.command) }
+
+// mentions tells whether command line, environment, working directory or an open file of p names the path.
+func (p process) mentions(path string) bool {
+	dir := fmt.Sprintf("/proc/%d/", p.pid)
+	environ, _ := os.ReadFile(dir + "environ")
+	cwd, _ := os.Readlink(dir + "cwd")
+	if strings.Contains(p.command, path) || strings.Contains(string(environ), path) || strings.HasPrefix(cwd, path) {
+		return true
+	}
+	fds, _ := os.ReadDir(dir + "fd")
+	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
+		target, _ := os.Readlink(dir + "fd/" + fd.Name())
+		return strings.HasPrefix(target, path)
+	})
+}
+
+// readProcess reads one process; a zombie is gone.
+func readProcess(pid int) (process, bool) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	end := strings.LastIndexByte(string(stat), ')')
+	if err != nil || end < 0 {
+		return process{}, false
+	}
+	f := strings.Fields(string(stat[end+1:])) // f[0] is field 3, the state
+	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
+		return process{}, false
+	}
+	parent, _ := strconv.Atoi(f[1])
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	command := strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " "))
+	return process{pid: pid, parent: parent, start: f[19], command: command}, true
+}
+
+func readProcesses() map[int]process {
+	all := map[int]process{}
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			if p, ok := readProcess(pid); ok {
+				all[pid] = p
+			}
+		}
+	}
+	return all
+}
+
+// descendants returns the live descendants of roots, without the roots.
+func descendants(all map[int]process, roots []int) []process {
+	in := map[int]bool{}
+	for _, r := range roots {
+		in[r] = true
+	}
+	var list []process
+	for grown := true; grown; {
+		grown = false
+		for _, pid := range slices.Sorted(maps.Keys(all)) {
+			if !in[pid] && in[all[pid].parent] {
+				in[pid], grown = true, true
+				list = append(list, all[pid])
+			}
+		}
+	}
+	return list
+}
+
+// eventually polls until ok, in tests only: what is waited for must hold within testPatience.
+func eventually(limit time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
+
+// logText returns the text of all records of a unit, oldest first, from the files themselves: rotated files are
+// named by time, so name order is age order, and `current` sorts behind any digit.
+func logText(home, unit string) ([]string, error) {
+	dir := filepath.Join(home, "log", unit)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	partial := map[string]string{} // by stream
+	for _, e := range entries {
+		f, err := os.Open(filepath.Join(dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // rotated away meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		in := bufio.NewReaderSize(f, 1<<20)
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				break
+			}
+			part := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4) // stamp stream F text
+			if len(part) != 4 {
+				f.Close()
+				return nil, fmt.Errorf("%s/%s: not a record: %q", unit, e.Name(), line)
+			}
+			partial[part[1]] += part[3]
+			if part[2] != "P" {
+				lines, partial[part[1]] = append(lines, partial[part[1]]), ""
+			}
+		}
+		f.Close()
+	}
+	return lines, nil
+}
+
+// TestLeftovers: what left its parent and session is found by its directory, its command line or its
+// environment, together with its children; other processes are not.
+func TestLeftovers(t *testing.T) {
+	svc, err := exec.LookPath("svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		why  string
+		args []string
+		cwd  bool
+		env  string
+		want int
+	}{
+		{"its working directory", []string{"-fork-away"}, true, "", 1},
+		{"its command line", []string{"-fork-away", "-mark", "DIR/x"}, false, "", 1},
+		{"its environment", []string{"-fork-away"}, false, "HERE=DIR/y", 1},
+		{"its parent", []string{"-fork-away", "-spawn", "2", "-setsid"}, true, "", 3},
+		{"nothing", []string{"-fork-away", "-pidfile", "/proc/self/nowhere"}, false, "", 0},
+	} {
+		dir := t.TempDir()
+		cmd := exec.Command(svc)
+		for _, a := range c.args {
+			cmd.Args = append(cmd.Args, strings.Replace(a, "DIR", dir, 1))
+		}
+		cmd.Env = []string{strings.Replace(c.env, "DIR", dir, 1)}
+		cmd.Dir = "/"
+		if c.cwd {
+			cmd.Dir = dir
+		}
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		failures := &countFailures{}
+		s := &scriptState{t: failures, work: dir, home: filepath.Join(dir, "h")}
+		if got := len(s.leftovers()); got != c.want {
+			t.Errorf("by %s: got %d processes, want %d", c.why, got, c.want)
+		}
+		s.finish()
+		if failures.n != min(c.want, 1) {
+			t.Errorf("by %s: got %d failures, want %d", c.why, failures.n, min(c.want, 1))
+		}
+		if left := s.leftovers(); len(left) != 0 {
+			t.Errorf("by %s: still there: %v", c.why, left)
+		}
+	}
+	for _, p := range readProcesses() { // the one that nothing gives away
+		if strings.Contains(p.command, "/proc/self/nowhere") && p.parent == os.Getppid() {
+			syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// countFailures is a testscript.T that notes failures.
+type countFailures struct {
+	testscript.T
+	n int
+}
+
+func (c *countFailures) Log(...any)   {}
+func (c *countFailures) Fatal(...any) { c.n++ }
+
+// TestObservers: the tests' own view of logs and sequences, on files made by hand.
+func TestObservers(t *testing.T) {
+	home := t.TempDir()
+	dir := filepath.Join(home, "log/web")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stamp := "2026-11-22T18:00:00.123456789Z "
+	for name, text := range map[string]string{
+		"20261122T180000.123456789Z": stamp + "stdout F seq 1\n" + stamp + "stdout P se",
+		"20261122T190000.123456789Z": stamp + "stdout F seq 3\n",
+		"current":                    stamp + "stderr F \n" + stamp + "stdout P a b\n" + stamp + "stderr F other\n" + stamp + "stdout F  c\n" + stamp + "stdout F unfinished",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines, err := logText(home, "web")
+	if want := []string{"seq 1", "seq 3", "", "other", "a b c"}; err != nil || !slices.Equal(lines, want) {
+		t.Errorf("got %q (%v), want %q", lines, err, want)
+	}
+	for _, c := range []struct {
+		why   string
+		lines []string
+		last  uint64
+		bad   bool
+	}{
+		{"whole", []string{"up", "seq 1", "x", "seq 2"}, 2, false},
+		{"doubled", []string{"seq 1", "seq 1"}, 1, true},
+		{"lost", []string{"seq 1", "seq 3"}, 1, true},
+		{"torn", []string{"seq 1", "seq 2seq 3"}, 1, true},
+		{"not from the start", []string{"seq 2"}, 0, true},
+	} {
+		if last, err := wholeSequence(c.lines); last != c.last || (err != nil) != c.bad {
+			t.Errorf("%s: got %d, %v", c.why, last, err)
+		}
+	}
+}
