@@ -429,6 +429,10 @@ func (m *manager) finishAsker(a *asker) {
 
 // answerKill stops everything in order, then ends the daemon. "killed" is on disk before the first wish.
 func (m *manager) answerKill(c *session) {
+	if m.killer != nil {
+		m.done(c, exitFailed, "`diakonos kill` is under way")
+		return
+	}
 	if err := m.writeSelf(wantedKilled, 0); err != nil {
 		m.say("%v", err) // kill goes on; it will not survive a crash
 	}

@@ -25,16 +25,16 @@ import (
 )
 
 // process is a live process: PID and start time identify it.
-type process struct {
+type seenProcess struct {
 	pid, parent int
 	start       string // clock ticks since boot, field 22 of proc_pid_stat(5)
 	command     string
 }
 
-func (p process) String() string { return fmt.Sprintf("%d %s", p.pid, p.command) }
+func (p seenProcess) String() string { return fmt.Sprintf("%d %s", p.pid, p.command) }
 
 // mentions tells whether command line, environment, working directory or an open file of p names the path.
-func (p process) mentions(path string) bool {
+func (p seenProcess) mentions(path string) bool {
 	dir := fmt.Sprintf("/proc/%d/", p.pid)
 	environ, _ := os.ReadFile(dir + "environ")
 	cwd, _ := os.Readlink(dir + "cwd")
@@ -49,24 +49,24 @@ func (p process) mentions(path string) bool {
 }
 
 // readProcess reads one process; a zombie is gone.
-func readProcess(pid int) (process, bool) {
+func readProcess(pid int) (seenProcess, bool) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	end := strings.LastIndexByte(string(stat), ')')
 	if err != nil || end < 0 {
-		return process{}, false
+		return seenProcess{}, false
 	}
 	f := strings.Fields(string(stat[end+1:])) // f[0] is field 3, the state
 	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
-		return process{}, false
+		return seenProcess{}, false
 	}
 	parent, _ := strconv.Atoi(f[1])
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	command := strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " "))
-	return process{pid: pid, parent: parent, start: f[19], command: command}, true
+	return seenProcess{pid: pid, parent: parent, start: f[19], command: command}, true
 }
 
-func readProcesses() map[int]process {
-	all := map[int]process{}
+func readProcesses() map[int]seenProcess {
+	all := map[int]seenProcess{}
 	entries, _ := os.ReadDir("/proc")
 	for _, e := range entries {
 		if pid, err := strconv.Atoi(e.Name()); err == nil {
@@ -79,12 +79,12 @@ func readProcesses() map[int]process {
 }
 
 // descendants returns the live descendants of roots, without the roots.
-func descendants(all map[int]process, roots []int) []process {
+func seenBelow(all map[int]seenProcess, roots []int) []seenProcess {
 	in := map[int]bool{}
 	for _, r := range roots {
 		in[r] = true
 	}
-	var list []process
+	var list []seenProcess
 	for grown := true; grown; {
 		grown = false
 		for _, pid := range slices.Sorted(maps.Keys(all)) {

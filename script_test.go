@@ -125,7 +125,7 @@ func reapUntil(child int) int {
 func reapLeftovers() int {
 	first := -1
 	for {
-		left := descendants(readProcesses(), []int{os.Getpid()})
+		left := seenBelow(readProcesses(), []int{os.Getpid()})
 		if first < 0 {
 			first = len(left)
 			for _, p := range left {
@@ -247,8 +247,8 @@ type scriptState struct {
 	name     string
 	work     string
 	home     string
-	saved    map[string]process // by save-pid
-	expected int                // by survivors; -1 = any number
+	saved    map[string]seenProcess // by save-pid
+	expected int                    // by survivors; -1 = any number
 }
 
 type scriptStateKey struct{}
@@ -263,7 +263,7 @@ func stateOf(ts *testscript.TestScript) *scriptState {
 // ".service" in their name become paths.
 func setupScript(env *testscript.Env) error {
 	name := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")
-	s := &scriptState{t: env.T(), name: name, work: env.WorkDir, home: filepath.Join(env.WorkDir, "h"), saved: map[string]process{}}
+	s := &scriptState{t: env.T(), name: name, work: env.WorkDir, home: filepath.Join(env.WorkDir, "h"), saved: map[string]seenProcess{}}
 	env.Values[scriptStateKey{}] = s
 	env.Defer(s.finish)
 	svc, err := exec.LookPath("svc")
@@ -321,7 +321,7 @@ func (s *scriptState) finish() {
 }
 
 // leftovers finds the live processes of this script by what mentions its directory, and their descendants.
-func (s *scriptState) leftovers() []process {
+func (s *scriptState) leftovers() []seenProcess {
 	marks := []string{s.work}
 	if dir, err := os.Readlink(filepath.Join(s.home, "run")); err == nil && !strings.HasPrefix(dir, s.work) {
 		marks = append(marks, dir)
@@ -333,9 +333,9 @@ func (s *scriptState) leftovers() []process {
 			found = append(found, pid)
 		}
 	}
-	list := descendants(all, found)
+	list := seenBelow(all, found)
 	for _, pid := range found {
-		if !slices.ContainsFunc(list, func(p process) bool { return p.pid == pid }) {
+		if !slices.ContainsFunc(list, func(p seenProcess) bool { return p.pid == pid }) {
 			list = append(list, all[pid])
 		}
 	}

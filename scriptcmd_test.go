@@ -50,7 +50,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	}
 }
 
-func usage(ts *testscript.TestScript, ok bool, text string) {
+func checkUsage(ts *testscript.TestScript, ok bool, text string) {
 	if !ok {
 		ts.Fatalf("usage: %s", text)
 	}
@@ -69,7 +69,7 @@ func (s scriptTest) Fatalf(format string, a ...any) {
 }
 
 func cmdRequire(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) > 0, "require COND...")
+	checkUsage(ts, !neg && len(args) > 0, "require COND...")
 	s := stateOf(ts)
 	for _, name := range args {
 		has, err := machineHas(name)
@@ -81,7 +81,7 @@ func cmdRequire(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) > 1, "waitfor UNIT COND... [TIME]")
+	checkUsage(ts, !neg && len(args) > 1, "waitfor UNIT COND... [TIME]")
 	limit := testPatience
 	if d, err := time.ParseDuration(args[len(args)-1]); err == nil {
 		limit, args = d, args[:len(args)-1]
@@ -100,7 +100,7 @@ func cmdWaitfor(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdIs(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) > 1, "is UNIT COND...")
+	checkUsage(ts, !neg && len(args) > 1, "is UNIT COND...")
 	st, text := unitJSON(ts, args[0], "")
 	if st == nil {
 		ts.Fatalf("cannot read the status of %s:\n%s", args[0], text)
@@ -182,7 +182,7 @@ var unitFields = map[string]string{
 }
 
 func cmdUnits(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 1, "units N")
+	checkUsage(ts, !neg && len(args) == 1, "units N")
 	var units []map[string]any
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &units))
 	if fmt.Sprint(len(units)) != args[0] {
@@ -223,7 +223,7 @@ func jsonKind(v any) string {
 func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
 
 func cmdWaitlog(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && (len(args) == 2 || len(args) == 3), "waitlog UNIT PATTERN [N]")
+	checkUsage(ts, !neg && (len(args) == 2 || len(args) == 3), "waitlog UNIT PATTERN [N]")
 	var lines []string
 	waitLines(ts, args[1:], func() ([]string, error) {
 		var err error
@@ -233,7 +233,7 @@ func cmdWaitlog(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdWaitfile(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) > 0 && len(args) < 4, "waitfile FILE [PATTERN [N]]")
+	checkUsage(ts, !neg && len(args) > 0 && len(args) < 4, "waitfile FILE [PATTERN [N]]")
 	waitLines(ts, append(args[1:], "")[:max(1, len(args)-1)], func() ([]string, error) {
 		text, err := os.ReadFile(ts.MkAbs(args[0]))
 		return strings.Split(string(text), "\n"), err
@@ -279,26 +279,26 @@ func pidFile(home, who string) string {
 }
 
 // find returns the live process WHO.
-func find(home, who string) (process, error) {
+func find(home, who string) (seenProcess, error) {
 	text, err := os.ReadFile(pidFile(home, who))
 	if err != nil {
-		return process{}, err
+		return seenProcess{}, err
 	}
 	p, live := readProcess(parsePIDFile(text))
 	if !live {
-		return process{}, fmt.Errorf("%s: process %q does not live", who, text)
+		return seenProcess{}, fmt.Errorf("%s: process %q does not live", who, text)
 	}
 	return p, nil
 }
 
 // isGone: no live process has this PID and start time.
-func isGone(p process) bool {
+func isGone(p seenProcess) bool {
 	now, live := readProcess(p.pid)
 	return !live || now.start != p.start
 }
 
 func cmdCrash(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) > 0, "crash daemon | all | shim UNIT | main UNIT")
+	checkUsage(ts, !neg && len(args) > 0, "crash daemon | all | shim UNIT | main UNIT")
 	home := stateOf(ts).home
 	var who []string
 	switch {
@@ -315,9 +315,9 @@ func cmdCrash(ts *testscript.TestScript, neg bool, args []string) {
 	case args[0] == "main" && len(args) == 2:
 		who = []string{args[1]}
 	default:
-		usage(ts, false, "crash daemon | all | shim UNIT | main UNIT")
+		checkUsage(ts, false, "crash daemon | all | shim UNIT | main UNIT")
 	}
-	var victims []process
+	var victims []seenProcess
 	for _, w := range who {
 		p, err := find(home, w)
 		if err != nil && args[0] == "all" {
@@ -337,16 +337,16 @@ func cmdCrash(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 2, "signal SIG WHO")
+	checkUsage(ts, !neg && len(args) == 2, "signal SIG WHO")
 	sig := unix.SignalNum("SIG" + strings.TrimPrefix(args[0], "SIG"))
-	usage(ts, sig != 0, "signal SIG WHO")
+	checkUsage(ts, sig != 0, "signal SIG WHO")
 	p, err := find(stateOf(ts).home, args[1])
 	ts.Check(err)
 	ts.Check(syscall.Kill(p.pid, sig))
 }
 
 func cmdSavePID(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 2, "save-pid NAME WHO")
+	checkUsage(ts, !neg && len(args) == 2, "save-pid NAME WHO")
 	s := stateOf(ts)
 	p, err := find(s.home, args[1])
 	ts.Check(err)
@@ -355,10 +355,10 @@ func cmdSavePID(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdSamePID(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, len(args) == 2, "[!] same-pid NAME WHO")
+	checkUsage(ts, len(args) == 2, "[!] same-pid NAME WHO")
 	s := stateOf(ts)
 	old, saved := s.saved[args[0]]
-	usage(ts, saved, "save-pid NAME WHO first")
+	checkUsage(ts, saved, "save-pid NAME WHO first")
 	now, err := find(s.home, args[1])
 	same := err == nil && now.pid == old.pid && now.start == old.start
 	if same == neg {
@@ -367,9 +367,9 @@ func cmdSamePID(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdGone(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, len(args) == 1, "[!] gone NAME")
+	checkUsage(ts, len(args) == 1, "[!] gone NAME")
 	p, saved := stateOf(ts).saved[args[0]]
-	usage(ts, saved, "save-pid NAME WHO first")
+	checkUsage(ts, saved, "save-pid NAME WHO first")
 	if neg && isGone(p) {
 		ts.Fatalf("%s is gone", p)
 	}
@@ -379,7 +379,7 @@ func cmdGone(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdWaitdaemon(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) < 2, "waitdaemon [NAME]")
+	checkUsage(ts, !neg && len(args) < 2, "waitdaemon [NAME]")
 	s := stateOf(ts)
 	ok := eventually(testPatience, func() bool {
 		p, err := find(s.home, "@daemon")
@@ -398,10 +398,10 @@ func cmdWaitdaemon(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdDaemons counts by command line and open files, not by what the program says of itself.
 func cmdDaemons(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 1, "daemons N")
+	checkUsage(ts, !neg && len(args) == 1, "daemons N")
 	want, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	var found []process
+	var found []seenProcess
 	ok := eventually(testPatience, func() bool { found = daemonsOf(stateOf(ts).work); return len(found) == want })
 	if !ok {
 		ts.Fatalf("%d daemons, want %d: %v", len(found), want, found)
@@ -409,20 +409,20 @@ func cmdDaemons(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // daemonsOf returns the live daemons with something of dir open.
-func daemonsOf(dir string) []process {
-	var found []process
+func daemonsOf(dir string) []seenProcess {
+	var found []seenProcess
 	for _, p := range readProcesses() {
 		name, _, _ := strings.Cut(p.command, " ")
 		if filepath.Base(name) == "diakonosd" && p.mentions(dir) {
 			found = append(found, p)
 		}
 	}
-	slices.SortFunc(found, func(a, b process) int { return a.pid - b.pid })
+	slices.SortFunc(found, func(a, b seenProcess) int { return a.pid - b.pid })
 	return found
 }
 
 func cmdSurvivors(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 1, "survivors N | any")
+	checkUsage(ts, !neg && len(args) == 1, "survivors N | any")
 	s := stateOf(ts)
 	if args[0] == "any" {
 		s.expected = -1
@@ -435,7 +435,7 @@ func cmdSurvivors(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdSeqWhole: a line whose write returned is counted in the mapped file; it must be in the log, once, in order.
 func cmdSeqWhole(ts *testscript.TestScript, neg bool, args []string) {
-	usage(ts, !neg && len(args) == 2, "seq-whole UNIT COUNTER")
+	checkUsage(ts, !neg && len(args) == 2, "seq-whole UNIT COUNTER")
 	written, err := readCounter(ts.MkAbs(args[1]))
 	ts.Check(err)
 	var last uint64
