@@ -59,6 +59,7 @@ type shim struct {
 	watching *scope
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
+	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
 	timer    *time.Timer
@@ -666,7 +667,7 @@ func (s *shim) onTime() {
 
 // mayQuit: no process, no output and no job is left.
 func (s *shim) mayQuit() bool {
-	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.pump == nil || !s.pump.retired())
+	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && !s.retiring && (s.pump == nil || !s.pump.retired())
 }
 
 // leave is the orderly end of the shim: the state on disk is the last word.
@@ -1111,6 +1112,7 @@ func (s *shim) drain(e drain) {
 
 func (s *shim) retire() {
 	if s.pump != nil && !s.treeIsEmpty() {
+		s.retiring = true
 		s.pump.retire()
 	}
 }
@@ -1120,7 +1122,12 @@ func (s *shim) onPump(n pumpNote) {
 		s.warn("%s", n.Text)
 	}
 	if n.Retired {
-		s.greetDaemon() // the daemon lets go of the old FIFOs and holds the new
+		s.retiring = false
+		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
+		if w := s.waiting; w != nil && s.watching == nil {
+			s.waiting = nil
+			s.spawnWhenClear(*w)
+		}
 	}
 	if n.Drained != 0 && n.Drained == s.drains {
 		s.drains++ // the limit of this drain is void
