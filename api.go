@@ -453,14 +453,21 @@ func (m *manager) checkKill() {
 	if m.killer == nil || len(m.jobs.list()) > 0 {
 		return
 	}
-	left := []string{}
+	left, waits := []string{}, false
 	for name, e := range m.services {
 		if !m.isDown(name) && m.services[name].record.Sub != unknown {
 			left = append(left, name)
 		}
 		if e.link != nil && m.isDown(name) {
-			return // its shim is about to end
+			waits = true // its shim is about to end
+			if !e.leave {
+				e.leave = true
+				m.poke(e, shimFrame{Op: opLeave})
+			}
 		}
+	}
+	if waits {
+		return
 	}
 	slices.Sort(left)
 	code, text := exitOK, ""

@@ -75,6 +75,7 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped while there was no shim
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
+	leave  bool // it was told to leave
 	order  *carried // what its shim is to carry out now
 	before wantRecord
 	want   wantRecord
@@ -733,7 +734,7 @@ func (m *manager) detach(batch []*supervised) error {
 	l := launch{argv: []string{shimName, "-detach"}, files: []uintptr{uintptr(null), uintptr(m.log), uintptr(m.log)}, cgroup: -1,
 		env: m.shimEnvironment(), dir: m.home.path}
 	if len(batch) == 1 { // its own parent at once: a helper would cost a start of its own (1 ms), and as subreaper we get the shim all the same
-		l.argv, l.dir, l.setsid, l.env = []string{shimName}, m.home.runDir(batch[0].name), true, bare(l.env)
+		l.argv, l.dir, l.setsid, l.env = shimArguments(batch[0].name), m.home.runDir(batch[0].name), true, bare(l.env)
 	}
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
@@ -743,7 +744,10 @@ func (m *manager) detach(batch []*supervised) error {
 		defer unix.Close(theirs)
 		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
 		m.handOver(e)
-		l.argv, l.files = append(l.argv, e.name), append(l.files, uintptr(theirs))
+		l.files = append(l.files, uintptr(theirs))
+		if len(batch) > 1 {
+			l.argv = append(l.argv, e.name)
+		}
 	}
 	_, pidfd, err := l.start()
 	if err != nil {
