@@ -75,7 +75,7 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped while there was no shim
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
-	leave  bool // it was told to leave
+	leave  bool     // it was told to leave
 	order  *carried // what its shim is to carry out now
 	before wantRecord
 	want   wantRecord

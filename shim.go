@@ -67,7 +67,7 @@ type shim struct {
 	healWait time.Duration
 	spawns   uint64   // numbers the stages
 	pidWatch *os.File // inotify on the directory of PIDFile
-	leaving  bool // nobody is to wait for leftovers
+	leaving  bool     // nobody is to wait for leftovers
 	quitting bool
 }
 
