@@ -620,6 +620,7 @@ func cutText(t string) string {
 // announce sends the state to the daemon, with descriptors that it shall hold.
 func (s *shim) announce(op string) {
 	if s.daemon == nil {
+		s.hold = nil // the next daemon is given everything
 		return
 	}
 	f := shimFrame{Op: op, State: &s.svc.runRecord}
