@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: deps, log, render, state, unit, wire.
+// Uses: wire, value, unit, log, deps, state, tree, api, render.
 
 package main
 
@@ -16,6 +16,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -1637,6 +1639,22 @@ func (c *client) writeVerbHelp(v *clientVerb) {
 }
 
 func (c *client) runVersion() int {
-	c.out.line("diakonos ", buildText())
+	c.out.line(buildText())
 	return exitOK
+}
+
+// buildText is version, commit and Go version in one line.
+func buildText() string {
+	commit := "unknown commit"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = "commit " + s.Value[:min(12, len(s.Value))]
+			}
+			if s.Key == "vcs.modified" && s.Value == "true" {
+				commit += " (modified)"
+			}
+		}
+	}
+	return fmt.Sprintf("diakonos %s, %s, %s %s/%s", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

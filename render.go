@@ -2,7 +2,7 @@
 // rule that no control character of a service reaches a terminal.
 // Runs in: client.
 // Owns: a view's buffer.
-// Uses: log, state, wire.
+// Uses: wire, log, tree.
 
 package main
 

@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: unit, wire, sys, supervise, state, environ, tree, pump, child.
+// Uses: wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
 
 package main
 
@@ -31,7 +31,6 @@ const (
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
-	maxText     = 512              // bytes of a text in a record
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -590,13 +589,6 @@ func (s *shim) trim() {
 	r.Left = r.Left[:min(len(r.Left), maxLeft)]
 	r.Orphans = r.Orphans[:min(len(r.Orphans), maxLeft)]
 	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
-}
-
-func cutText(t string) string {
-	if len(t) <= maxText {
-		return t
-	}
-	return strings.ToValidUTF8(t[:maxText], "")
 }
 
 // announce sends the state to the daemon, with descriptors that it shall hold.
