@@ -754,7 +754,7 @@ func (t *teller) reply(p *reply) {
 	}
 }
 
-// job shows one job: what went well on stdout, what failed on stderr with its reason and last log lines.
+// job shows one job: what went well on stdout, what did not on stderr, a failure with its reason and last log lines.
 func (t *teller) job(j jobLine) {
 	key := j.Verb + " " + j.Unit
 	if j.Outcome == "skipped" && slices.Contains(t.told, key) {
@@ -767,7 +767,7 @@ func (t *teller) job(j jobLine) {
 	switch {
 	case c.json:
 		c.out.w.Write(append(jsonText(&j), '\n'))
-	case failed:
+	case failed, j.Outcome == "canceled":
 		c.err.line(c.err.jobText(&j, t.width))
 	default:
 		c.out.line(c.out.jobText(&j, t.width))

@@ -548,7 +548,7 @@ func (s *shim) carry(effects []effect) {
 		case retire:
 			s.retire()
 		case quit:
-			s.quitting = true
+			s.quitting = !s.wishWaits()
 		}
 	}
 }
@@ -760,6 +760,12 @@ func (s *shim) readWant() {
 	}
 	s.waiting = nil
 	s.feed(ev)
+}
+
+// wishWaits: the wish on disk has not come to us yet; its frame may be on the way.
+func (s *shim) wishWaits() bool {
+	w, err := s.home.readWant(s.name, s.boot)
+	return err == nil && w.Job != "" && w.Job != s.svc.Job.ID
 }
 
 // wantIsUp reads the wish again, as protocol P asks before the commit.
@@ -1119,6 +1125,6 @@ func (s *shim) onPump(n pumpNote) {
 		s.feed(evDrained{})
 	}
 	if s.svc.Sub == dead || s.svc.Sub == failed {
-		s.quitting = true // a retired FIFO may have been the last thing that kept us
+		s.quitting = !s.wishWaits() // a retired FIFO may have been the last thing that kept us
 	}
 }
