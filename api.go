@@ -1,7 +1,7 @@
 // Role: what the daemon answers: clients and their requests.
 // Runs in: daemon.
 // Owns: the connections of clients; the rest of the state is daemon.go's.
-// Uses: unit, wire, sys, deps, supervise, state, daemon.
+// Uses: wire, value, sys, unit, deps, supervise, state, daemon.
 
 package main
 

@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: unit, wire, sys, supervise, state, environ, tree, pump, child.
+// Uses: wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
 
 package main
 
@@ -31,7 +31,6 @@ const (
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
-	maxText     = 512              // bytes of a text in a record
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -567,7 +566,7 @@ func (s *shim) carry(effects []effect) {
 		case retire:
 			s.retire()
 		case quit:
-			s.quitting = true
+			s.quitting = !s.wishWaits()
 		}
 	}
 }
@@ -608,13 +607,6 @@ func (s *shim) trim() {
 	r.Left = r.Left[:min(len(r.Left), maxLeft)]
 	r.Orphans = r.Orphans[:min(len(r.Orphans), maxLeft)]
 	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
-}
-
-func cutText(t string) string {
-	if len(t) <= maxText {
-		return t
-	}
-	return strings.ToValidUTF8(t[:maxText], "")
 }
 
 // announce sends the state to the daemon, with descriptors that it shall hold.
@@ -789,6 +781,12 @@ func (s *shim) readWant() {
 	}
 	s.waiting = nil
 	s.feed(ev)
+}
+
+// wishWaits: the wish on disk has not come to us yet; its frame may be on the way.
+func (s *shim) wishWaits() bool {
+	w, err := s.home.readWant(s.name, s.boot)
+	return err == nil && w.Job != "" && w.Job != s.svc.Job.ID
 }
 
 // wantIsUp reads the wish again, as protocol P asks before the commit.
@@ -1154,6 +1152,6 @@ func (s *shim) onPump(n pumpNote) {
 		s.feed(evDrained{})
 	}
 	if s.svc.Sub == dead || s.svc.Sub == failed {
-		s.quitting = true // a retired FIFO may have been the last thing that kept us
+		s.quitting = !s.wishWaits() // a retired FIFO may have been the last thing that kept us
 	}
 }

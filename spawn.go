@@ -1,7 +1,7 @@
 // Role: protocol P, the start of one process of a service; the notify socket and the search for a forked main process.
 // Runs in: shim.
 // Owns: nothing beside what shim.go owns.
-// Uses: unit, wire, sys, supervise, state, environ, tree, pump, shim, child.
+// Uses: wire, sys, command, unit, supervise, state, environ, shim.
 
 package main
 

@@ -892,5 +892,15 @@ func isTmpfs(path string) bool {
 	return unix.Statfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
 
+// setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
+func setOOMScore(score string) {
+	fd, err := openRetry("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = unix.Write(fd, []byte(score))
+	unix.Close(fd)
+}
+
 // clockTicks is USER_HZ: the unit of times in /proc/PID/stat, 100 on every Linux that Go runs on.
 const clockTicks = 100
