@@ -378,8 +378,11 @@ func (s *shim) adopt(h handover) {
 	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
 	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
 	ev.nothingRan = s.nothingRan(ev)
-	if ev.nothingRan {
-		ev.main, ev.control = exitStatus{}, exitStatus{}
+	switch {
+	case ev.nothingRan && s.svc.Spawning == roleMain:
+		ev.main = exitStatus{}
+	case ev.nothingRan:
+		ev.control = exitStatus{}
 	}
 	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
 		s.awaitExec()
@@ -557,7 +560,7 @@ func (s *shim) carry(effects []effect) {
 		case killControl:
 			s.signalOne(&s.control, syscall.SIGKILL)
 		case watch:
-			s.watching = &e.scope
+			s.watching, s.waiting = &e.scope, nil // what a start waited for does not matter any more
 			s.checkTree()
 		case findMain:
 			s.lookForMain()
@@ -664,11 +667,13 @@ func (s *shim) armTimer() {
 
 // onTime does what is due now.
 func (s *shim) onTime() {
-	for s.svc.Deadline != 0 && bootNow() >= s.svc.Deadline {
+	for due := s.svc.Deadline; due != 0 && bootNow() >= due; due = s.svc.Deadline {
 		if s.watching != nil {
 			s.feed(evTree{s.leftPIDs()})
 		}
-		s.feed(evTimeout{})
+		if s.svc.Deadline == due { // else that has moved it on
+			s.feed(evTimeout{})
+		}
 	}
 	if s.healAt != 0 && bootNow() >= s.healAt {
 		s.heal(nil)
