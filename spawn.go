@@ -196,13 +196,6 @@ func (f *stageFiles) close() {
 	}
 }
 
-func closeFD(fd *int) {
-	if *fd >= 0 {
-		unix.Close(*fd)
-	}
-	*fd = -1
-}
-
 // openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken, which
 // matters to a start only: what another command left, or a forked main process, may hold the guard of commands.
 func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
