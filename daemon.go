@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: unit, wire, sys, deps, supervise, state, child.
+// Uses: wire, sys, unit, deps, supervise, state, tree, api.
 
 package main
 
@@ -75,17 +75,19 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped while there was no shim
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
+	leave  bool     // it was told to leave
 	order  *carried // what its shim is to carry out now
+	worked string   // the job that was begun last
+	began  time.Time
 	before wantRecord
 	want   wantRecord
 }
 
 // carried is an order of the queue that has been given to a shim.
 type carried struct {
-	id    string // as in the wish
-	job   *job
-	verb  jobKind
-	began time.Time
+	id   string // as in the wish
+	job  *job
+	verb jobKind
 }
 
 // file is a parsed unit file.
@@ -597,7 +599,10 @@ func (m *manager) writeWant(e *supervised, w wantRecord) error {
 // carryOut gives an order to the shim of its unit, and starts one where there is none.
 func (m *manager) carryOut(o order) {
 	e := m.entry(o.Job.Unit)
-	c := &carried{id: o.Job.ID, job: o.Job, verb: o.Verb, began: time.Now()}
+	c := &carried{id: o.Job.ID, job: o.Job, verb: o.Verb}
+	if e.worked != o.Job.ID { // else it is the start that follows the stop of a restart
+		e.worked, e.began = o.Job.ID, time.Now()
+	}
 	w := wantRecord{Up: o.Verb != stopJob, Job: c.id, Verb: string(o.Verb), By: o.Job.By}
 	if o.Job.Kind == restartJob && o.Verb != restartJob { // one stage of a restart that others stand between
 		c.id += "/" + string(o.Verb)
@@ -675,6 +680,9 @@ func (m *manager) failDependency(e *supervised, x ended) {
 func (m *manager) lineOf(e *supervised, x ended) jobLine {
 	l := jobLine{Unit: e.name, Verb: string(x.Job.Kind), Outcome: string(x.Result), Text: x.Text, Culprit: x.Culprit,
 		MainPID: e.record.Main.PID}
+	if e.worked == x.Job.ID {
+		l.Millis = time.Since(e.began).Milliseconds() // the wait for other units is theirs
+	}
 	if x.Job.Kind == stopJob && x.Result == jobFailed {
 		l.Left = e.record.Left
 	}
@@ -733,7 +741,7 @@ func (m *manager) detach(batch []*supervised) error {
 	l := launch{argv: []string{shimName, "-detach"}, files: []uintptr{uintptr(null), uintptr(m.log), uintptr(m.log)}, cgroup: -1,
 		env: m.shimEnvironment(), dir: m.home.path}
 	if len(batch) == 1 { // its own parent at once: a helper would cost a start of its own (1 ms), and as subreaper we get the shim all the same
-		l.argv, l.dir, l.setsid, l.env = []string{shimName}, m.home.runDir(batch[0].name), true, bare(l.env)
+		l.argv, l.dir, l.setsid, l.env = shimArguments(batch[0].name), m.home.runDir(batch[0].name), true, bare(l.env)
 	}
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
@@ -743,7 +751,10 @@ func (m *manager) detach(batch []*supervised) error {
 		defer unix.Close(theirs)
 		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
 		m.handOver(e)
-		l.argv, l.files = append(l.argv, e.name), append(l.files, uintptr(theirs))
+		l.files = append(l.files, uintptr(theirs))
+		if len(batch) > 1 {
+			l.argv = append(l.argv, e.name)
+		}
 	}
 	_, pidfd, err := l.start()
 	if err != nil {

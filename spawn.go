@@ -1,7 +1,7 @@
 // Role: protocol P, the start of one process of a service; the notify socket and the search for a forked main process.
 // Runs in: shim.
 // Owns: nothing beside what shim.go owns.
-// Uses: unit, wire, sys, supervise, state, environ, tree, pump, shim, child.
+// Uses: wire, sys, command, unit, supervise, state, environ, shim.
 
 package main
 
@@ -24,6 +24,10 @@ import (
 // spawnWhenClear starts a command of ExecStartPre, and the first of ExecStart, only when nothing of an earlier run or command is left
 // where KillMode ends it. SendSIGKILL=no forbids to end it: then there is no start.
 func (s *shim) spawnWhenClear(e spawn) {
+	if s.retiring {
+		s.waiting = &e // its FIFOs are not there yet
+		return
+	}
 	mode := s.svc.unit.KillMode
 	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone || s.treeIsEmpty() {
 		s.spawn(e)
@@ -190,13 +194,6 @@ func (f *stageFiles) close() {
 	for _, fd := range []*int{&f.barrierW, &f.reportR, &f.pidFile} {
 		closeFD(fd)
 	}
-}
-
-func closeFD(fd *int) {
-	if *fd >= 0 {
-		unix.Close(*fd)
-	}
-	*fd = -1
 }
 
 // openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken, which

@@ -334,6 +334,16 @@ func (h home) makeRunDir(name string) error {
 	return nil
 }
 
+// maxText bounds one text in a record (bytes), so that the record fits its slot.
+const maxText = 512
+
+func cutText(t string) string {
+	if len(t) <= maxText {
+		return t
+	}
+	return strings.ToValidUTF8(t[:maxText], "")
+}
+
 // ---- records that are replaced
 
 // replaceFile writes a file under a temporary name and renames it, so that a reader sees the old or the new content.

@@ -1,7 +1,7 @@
 // Role: the state machine of one service, and its restart and start-limit policy. Pure: no I/O, no clock, no goroutine.
 // Runs in: shim (the daemon and the client use its words and its table of active states).
 // Owns: the values of a service; the shim's owner goroutine calls step.
-// Uses: unit, wire.
+// Uses: wire, value, command, unit.
 
 package main
 
