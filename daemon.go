@@ -998,15 +998,10 @@ func (m *manager) handExit(e *supervised, c waitedChild) {
 		ref = e.record.Control
 	}
 	note := exitNote{ref, c.exit}
-	if e.hello {
-		m.poke(e, shimFrame{Op: opExit, Exit: &note})
+	if e.link != nil && e.link.send(shimFrame{Op: opExit, Exit: &note}) == nil {
 		return
 	}
-	if e.link != nil {
-		_ = e.link.send(shimFrame{Op: opExit, Exit: &note})
-		return
-	}
-	e.exits = append(e.exits, note)
+	e.exits = append(e.exits, note) // the shim is dead too: for its successor
 }
 
 // ---- adoption

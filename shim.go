@@ -257,6 +257,9 @@ func (s *shim) open() {
 		s.warn("%v", err)
 	}
 	s.adopt(handed)
+	if s.daemon != nil {
+		go s.read(s.daemon)
+	}
 	s.greetDaemon()
 	s.settle()
 }
@@ -294,8 +297,7 @@ func (s *shim) meetDaemon() handover {
 			got.exits = append(got.exits, *f.Exit)
 		case opHello:
 			_ = c.f.SetReadDeadline(time.Time{})
-			s.daemon = c
-			go s.read(c)
+			s.daemon = c // read by its own goroutine once we have adopted
 			return got
 		}
 	}
@@ -375,8 +377,8 @@ func (s *shim) adopt(h handover) {
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
 	s.adopted = true
 	ev := evAdopted{}
-	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
-	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
+	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, &h)
+	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, &h)
 	ev.nothingRan = s.nothingRan(ev)
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:
@@ -394,7 +396,7 @@ func (s *shim) adopt(h handover) {
 }
 
 // takeOver watches a recorded process that lives, or tells how it ended.
-func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
+func (s *shim) takeOver(p *process, r role, ref pidRef, h *handover) exitStatus {
 	if ref.zero() {
 		return exitStatus{}
 	}
@@ -403,10 +405,8 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
 		s.watchProcess(p, r, ref, fd)
 		return exitStatus{}
 	}
-	for _, x := range h.exits {
-		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
-			return x.Exit
-		}
+	if x, ok := h.exitOf(ref); ok {
+		return x
 	}
 	if fd, ok := h.held[heldMain]; ok && r == roleMain && (ref.Ino == 0 || pidfdInode(fd) == ref.Ino) {
 		if ws, ok := pidfdExit(fd); ok {
@@ -416,7 +416,40 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
 	if st, err := readStat(ref.PID); err == nil && st.state == 'Z' && st.start == ref.Start {
 		return exitOf(unix.WaitStatus(st.exitCode))
 	}
+	s.readNotes(h)
+	if x, ok := h.exitOf(ref); ok {
+		return x
+	}
 	return exitStatus{How: exitLost}
+}
+
+func (h *handover) exitOf(ref pidRef) (exitStatus, bool) {
+	for _, x := range h.exits {
+		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
+			return x.Exit, true
+		}
+	}
+	return exitStatus{}, false
+}
+
+// readNotes reads the frames behind the daemon's hello: it tells of an end before it reaps, so what is reaped now has been told.
+func (s *shim) readNotes(h *handover) {
+	if s.daemon == nil {
+		return
+	}
+	defer s.daemon.f.SetReadDeadline(time.Time{})
+	for {
+		var f shimFrame
+		_ = s.daemon.f.SetReadDeadline(time.Now().Add(time.Millisecond)) // a deadline in the past would not read at all
+		if s.daemon.readFrame(&f) != nil {
+			return
+		}
+		if f.Op == opExit && f.Exit != nil {
+			h.exits = append(h.exits, *f.Exit)
+		} else {
+			s.inbox <- msgFrame{s.daemon, f} // a wish: there is room for these few
+		}
+	}
 }
 
 // watchProcess sets p to a process that is not our child; its end comes as msgGone.
