@@ -30,6 +30,9 @@ func grove(t *testing.T, env []string, args ...string) *exec.Cmd {
 	}
 	for end := time.Now().Add(testPatience); ; time.Sleep(time.Millisecond) {
 		if b, _ := os.ReadFile(file); len(b) > 0 {
+			if slices.Contains(args, "-fork-away") {
+				_ = cmd.Wait() // the first parent
+			}
 			return cmd
 		}
 		if time.Now().After(end) {
@@ -49,15 +52,18 @@ func marked(mark string) (pids []int) {
 	return pids
 }
 
+// endMarked ends them and waits until they are gone.
 func endMarked(t *testing.T, mark string) {
 	t.Helper()
-	for _, pid := range marked(mark) {
-		_ = signalProcess(refOf(pid), syscall.SIGKILL)
-	}
+	until(t, mark, func() {
+		for _, pid := range marked(mark) {
+			_ = signalProcess(refOf(pid), syscall.SIGKILL)
+		}
+	})
 }
 
-// until waits until no process has the mark.
-func until(t *testing.T, mark string, wait func()) {
+// until waits until the processes that have the mark now are gone; end is to end them.
+func until(t *testing.T, mark string, end func()) {
 	t.Helper()
 	for _, pid := range marked(mark) {
 		fd, err := unix.PidfdOpen(pid, 0)
@@ -67,7 +73,7 @@ func until(t *testing.T, mark string, wait func()) {
 		defer unix.Close(fd)
 		defer waitReadable(t, fd)
 	}
-	wait()
+	end()
 }
 
 func TestClosureFindsTheTree(t *testing.T) {
