@@ -134,15 +134,25 @@ func (m *manager) done(c *session, code int, text string, hints ...string) {
 	m.send(c, reply{Done: &outcome{Code: code, Error: text, Hints: hints}})
 }
 
-// onRequest answers one request. A panic costs this request, not the daemon.
+// onRequest takes one request. It is answered once all shims of the daemon before us have told their state, so that no answer is
+// half of the truth.
 func (m *manager) onRequest(c *session, r request) {
+	m.send(c, reply{Proto: protocolVersion, Build: version})
+	if m.adopting > 0 {
+		m.parked = append(m.parked, msgRequest{c, r})
+		return
+	}
+	m.answer(c, r)
+}
+
+// answer answers one request. A panic costs this request, not the daemon.
+func (m *manager) answer(c *session, r request) {
 	defer func() {
 		if p := recover(); p != nil {
 			m.say("internal error: request %q: %v", r.Verb, p)
 			m.done(c, exitFailed, fmt.Sprintf("internal error: %v", p))
 		}
 	}()
-	m.send(c, reply{Proto: protocolVersion, Build: version})
 	if m.serviceDir == "" {
 		m.serviceDir = r.ServiceDir
 	}

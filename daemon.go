@@ -25,7 +25,7 @@ import (
 const (
 	shimBatch   = 64               // shims that one helper starts: bounded by descriptors, not by time
 	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
-	adoptMax    = 5 * time.Second  // for live shims to answer; then what was interrupted goes on without them
+	adoptMax    = 2 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
@@ -58,6 +58,7 @@ type manager struct {
 	killer     *asker // `kill` is under way
 	ending     bool
 	previous   daemonRecord // what daemon.json said before us
+	parked     []msgRequest // of clients that came before all shims had said hello
 	adopting   int          // shims that have not said hello since we started
 	reserve    int          // descriptor that is given up to answer when there is no other
 }
@@ -1098,6 +1099,10 @@ func (m *manager) resume() {
 		m.startEnabled()
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
+	for _, p := range m.parked {
+		m.answer(p.c, p.r)
+	}
+	m.parked = nil
 }
 
 // openWish is what is still to be done for a service; "" = nothing.

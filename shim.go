@@ -158,14 +158,6 @@ func shimMain(args []string) int {
 	}
 }
 
-// shimArguments is the command line of a shim, as a process list shows it.
-func shimArguments(name string) []string {
-	if strings.HasPrefix(name, "-") {
-		return []string{shimName, "--", name}
-	}
-	return []string{shimName, name}
-}
-
 func superviseMain(name string) int {
 	s, err := newShim(name)
 	if err != nil {

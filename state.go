@@ -586,6 +586,14 @@ func unbare() {
 	}
 }
 
+// shimArguments is the command line of a shim, as a process list shows it.
+func shimArguments(name string) []string {
+	if strings.HasPrefix(name, "-") {
+		return []string{shimName, "--", name}
+	}
+	return []string{shimName, name}
+}
+
 // startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent.
 func (h home) startDaemon(lock int, l launch) error {
 	log, err := openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
