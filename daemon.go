@@ -24,6 +24,8 @@ import (
 
 const (
 	shimBatch   = 64               // shims that one helper starts: bounded by descriptors, not by time
+	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
+	adoptMax    = 5 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
@@ -73,6 +75,7 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped while there was no shim
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
+	leave  bool     // it was told to leave
 	order  *carried // what its shim is to carry out now
 	worked string   // the job that was begun last
 	began  time.Time
@@ -114,7 +117,8 @@ type (
 		e    *supervised
 		link *conn
 	}
-	msgRetry struct{ e *supervised }
+	msgRetry    struct{ e *supervised }
+	msgAdoptEnd struct{}
 )
 
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
@@ -367,6 +371,11 @@ func (m *manager) handle(msg any) {
 		m.onShimGone(msg)
 	case msgRetry:
 		m.startShim(msg.e)
+	case msgAdoptEnd:
+		if m.adopting > 0 { // one that is stopped (SIGSTOP) must not hold up the others
+			m.adopting = 0
+			m.resume()
+		}
 	case msgClient:
 		m.clients[msg.c] = true
 	case msgRequest:
@@ -611,13 +620,11 @@ func (m *manager) carryOut(o order) {
 			m.say("the stop of %q will not survive a crash: %v", e.name, err)
 		}
 	}
-	if e.hello {
-		m.poke(e, shimFrame{Op: opWant})
-		return
-	}
 	if e.link == nil {
 		m.startShim(e)
+		return
 	}
+	m.poke(e, shimFrame{Op: opWant}) // also before its hello: it reads our frames in order
 }
 
 // finish reports the end of the order under way.
@@ -696,15 +703,31 @@ func (m *manager) startShim(e *supervised) {
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
 func (m *manager) startShims() {
-	for batch := range slices.Chunk(m.pending, shimBatch) {
+	pending := m.pending
+	m.pending = nil
+	for batch := range slices.Chunk(pending, shimBatch) {
 		if err := m.detach(batch); err != nil {
-			m.say("cannot start shims: %v", err)
-			for _, e := range batch {
-				m.retryShim(e)
-			}
+			m.giveUp(batch, fmt.Errorf("cannot start a shim: %w", err))
 		}
 	}
-	m.pending = nil
+}
+
+// giveUp fails the orders of services whose shim cannot be started. What runs is tried again later: it must not stay unsupervised.
+func (m *manager) giveUp(batch []*supervised, err error) {
+	m.say("%v", err)
+	for _, e := range batch {
+		if e.link != nil {
+			e.link.close()
+			e.link = nil
+		}
+		e.tries = 0
+		if e.order != nil {
+			m.finish(e, jobFailed, err.Error())
+		}
+		if !e.orderly() {
+			time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
+		}
+	}
 }
 
 // detach makes a socket pair for each shim, writes into it what the shim must know, and lets a helper start them.
@@ -717,6 +740,9 @@ func (m *manager) detach(batch []*supervised) error {
 	}
 	l := launch{argv: []string{shimName, "-detach"}, files: []uintptr{uintptr(null), uintptr(m.log), uintptr(m.log)}, cgroup: -1,
 		env: m.shimEnvironment(), dir: m.home.path}
+	if len(batch) == 1 { // its own parent at once: a helper would cost a start of its own (1 ms), and as subreaper we get the shim all the same
+		l.argv, l.dir, l.setsid, l.env = shimArguments(batch[0].name), m.home.runDir(batch[0].name), true, bare(l.env)
+	}
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
 		if err != nil {
@@ -725,17 +751,16 @@ func (m *manager) detach(batch []*supervised) error {
 		defer unix.Close(theirs)
 		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
 		m.handOver(e)
-		l.argv, l.files = append(l.argv, e.name), append(l.files, uintptr(theirs))
+		l.files = append(l.files, uintptr(theirs))
+		if len(batch) > 1 {
+			l.argv = append(l.argv, e.name)
+		}
 	}
 	_, pidfd, err := l.start()
 	if err != nil {
-		for _, e := range batch {
-			e.link.close()
-			e.link = nil
-		}
 		return err
 	}
-	unix.Close(pidfd)
+	closeFD(&pidfd)
 	for _, e := range batch {
 		go m.readShim(e, e.link)
 	}
@@ -908,11 +933,7 @@ func (m *manager) retryShim(e *supervised) {
 		m.startShim(e)
 		return
 	}
-	m.say("the shim of %q does not come up: it is unsupervised", e.name)
-	if e.order != nil {
-		m.finish(e, jobFailed, "its shim cannot be started; see "+m.home.daemonLog())
-	}
-	e.tries = 0
+	m.giveUp([]*supervised{e}, fmt.Errorf("the shim of %q does not come up; see %s", e.name, m.home.daemonLog()))
 }
 
 // connectShim connects to a live shim of an earlier daemon.
@@ -1003,6 +1024,8 @@ func (m *manager) adoptAll() {
 	m.refreshGraph()
 	if m.adopting == 0 {
 		m.resume()
+	} else {
+		time.AfterFunc(adoptMax, func() { m.inbox <- msgAdoptEnd{} })
 	}
 	m.settle()
 }

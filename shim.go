@@ -60,6 +60,7 @@ type shim struct {
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
 	owed     *kill        // signal that waits for a stage to become the service
+	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
 	timer    *time.Timer
@@ -67,6 +68,7 @@ type shim struct {
 	healWait time.Duration
 	spawns   uint64   // numbers the stages
 	pidWatch *os.File // inotify on the directory of PIDFile
+	leaving  bool     // nobody is to wait for leftovers
 	quitting bool
 }
 
@@ -127,7 +129,7 @@ func detachMain(names []string) int {
 	closeInherited(3)
 	code := exitOK
 	for i, name := range names {
-		l := launch{argv: []string{shimName, name}, env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
+		l := launch{argv: shimArguments(name), env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
 		_, pidfd, err := l.start()
 		if err != nil {
@@ -147,13 +149,29 @@ func shimMain(args []string) int {
 		return stageMain()
 	case len(args) > 1 && args[0] == "-detach":
 		return detachMain(args[1:])
-	case len(args) != 1 || strings.HasPrefix(args[0], "-") || os.Getenv(homeVariable) == "":
+	case len(args) == 2 && args[0] == "--": // a name that begins with a dash
+		args = args[1:]
+		fallthrough
+	case len(args) == 1 && !strings.HasPrefix(args[0], "-") && os.Getenv(homeVariable) != "":
+		return superviseMain(args[0])
+	default:
 		fmt.Fprintln(os.Stderr, "diakonos-run: this is a part of diakonos and is started by its daemon")
 		return exitUsage
 	}
-	s, err := newShim(args[0])
+}
+
+// shimArguments is the command line of a shim, as a process list shows it.
+func shimArguments(name string) []string {
+	if strings.HasPrefix(name, "-") {
+		return []string{shimName, "--", name}
+	}
+	return []string{shimName, name}
+}
+
+func superviseMain(name string) int {
+	s, err := newShim(name)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", args[0], err)
+		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
 		return exitFailed
 	}
 	s.open()
@@ -603,6 +621,7 @@ func cutText(t string) string {
 // announce sends the state to the daemon, with descriptors that it shall hold.
 func (s *shim) announce(op string) {
 	if s.daemon == nil {
+		s.hold = nil // the next daemon is given everything
 		return
 	}
 	f := shimFrame{Op: op, State: &s.svc.runRecord}
@@ -667,7 +686,7 @@ func (s *shim) onTime() {
 
 // mayQuit: no process, no output and no job is left.
 func (s *shim) mayQuit() bool {
-	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.pump == nil || !s.pump.retired())
+	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.leaving || !s.retiring && (s.pump == nil || !s.pump.retired()))
 }
 
 // leave is the orderly end of the shim: the state on disk is the last word.
@@ -719,6 +738,8 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 		s.svc.Orphans = append(s.svc.Orphans, f.Refs...)
 	case opReset:
 		s.feed(evReset{})
+	case opLeave:
+		s.leaving, s.quitting = true, true
 	case opHeal:
 		s.heal(c)
 	}
@@ -1124,6 +1145,7 @@ func (s *shim) drain(e drain) {
 
 func (s *shim) retire() {
 	if s.pump != nil && !s.treeIsEmpty() {
+		s.retiring = true
 		s.pump.retire()
 	}
 }
@@ -1133,7 +1155,12 @@ func (s *shim) onPump(n pumpNote) {
 		s.warn("%s", n.Text)
 	}
 	if n.Retired {
-		s.greetDaemon() // the daemon lets go of the old FIFOs and holds the new
+		s.retiring = false
+		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
+		if w := s.waiting; w != nil && s.watching == nil {
+			s.waiting = nil
+			s.spawnWhenClear(*w)
+		}
 	}
 	if n.Drained != 0 && n.Drained == s.drains {
 		s.drains++ // the limit of this drain is void

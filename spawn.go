@@ -23,6 +23,10 @@ import (
 
 // spawnWhenClear starts a main process only when nothing of an earlier run, or of ExecStartPre, is left where KillMode ends it.
 func (s *shim) spawnWhenClear(e spawn) {
+	if s.retiring {
+		s.waiting = &e // its FIFOs are not there yet
+		return
+	}
 	mode := s.svc.unit.KillMode
 	starts := e.role == roleMain || s.svc.Sub == starting
 	if !starts || mode == killProcess || mode == killNone || s.treeIsEmpty() {
