@@ -58,6 +58,7 @@ type shim struct {
 	watching *scope
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
+	owed     *kill        // signal that waits for a stage to become the service
 	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
@@ -992,8 +993,14 @@ func (s *shim) tree() tree {
 		members: append([]pidRef{s.svc.Main, s.svc.Control}, s.svc.Orphans...)}
 }
 
-// kill sends a signal to the main and control process or to the whole tree.
+// kill sends a signal to the main and control process or to the whole tree. A stage that is about to become the service would ignore
+// it, or die of it in our name: its report comes first, unless the signal is SIGKILL.
 func (s *shim) kill(e kill) {
+	s.owed = nil
+	if e.signal != syscall.SIGKILL && (s.main.pending || s.control.pending) {
+		s.owed = &e
+		return
+	}
 	if e.scope == scopeMain {
 		s.signalOne(&s.main, e.signal)
 		s.signalOne(&s.control, e.signal)

@@ -363,6 +363,7 @@ func (s *shim) onReport(m msgReport) {
 	ok, failure := decodeStageReport(m.text)
 	if ok {
 		s.feed(evSpawned{m.role})
+		s.payOwed()
 		s.reap()
 		return
 	}
@@ -374,7 +375,15 @@ func (s *shim) onReport(m msgReport) {
 	}
 	_, _ = unix.Wait4(pid, nil, 0, nil) // it has closed its report, so it is about to be gone
 	s.feed(evSpawnFailed{m.role, failure, text})
+	s.payOwed()
 	s.reap()
+}
+
+// payOwed sends the signal that has waited for this report.
+func (s *shim) payOwed() {
+	if s.owed != nil {
+		s.kill(*s.owed)
+	}
 }
 
 // ---- notify
