@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: wire, value, unit, log, deps, state, tree, api, render.
+// Uses: wire, value, sys, unit, log, deps, state, tree, api, render.
 
 package main
 
@@ -885,7 +885,12 @@ func (c *client) runKill() int {
 		if err != nil {
 			return c.noDaemon(err)
 		}
+		daemon := openPeer(conn)
 		o, err := c.converse(conn, c.request(nil), mayWait, t.reply)
+		if err == nil {
+			awaitEnd(daemon, c.patience)
+		}
+		closeFD(&daemon)
 		switch {
 		case errors.Is(err, errInterrupted):
 			return c.fail(exitFailed, "interrupted; services are still being stopped", "`diakonos kill` again waits for the end")

@@ -611,13 +611,11 @@ func (m *manager) carryOut(o order) {
 			m.say("the stop of %q will not survive a crash: %v", e.name, err)
 		}
 	}
-	if e.hello {
-		m.poke(e, shimFrame{Op: opWant})
-		return
-	}
 	if e.link == nil {
 		m.startShim(e)
+		return
 	}
+	m.poke(e, shimFrame{Op: opWant}) // one that has not said hello yet finds it behind ours
 }
 
 // finish reports the end of the order under way.

@@ -46,7 +46,7 @@ pump: log sys_log
 shim+spawn: wire sys command unit log supervise state environ tree child pump
 daemon+api: wire value sys unit deps supervise state tree
 render: wire log tree
-client: wire value unit log deps state tree api render
+client: wire value sys unit log deps state tree api render
 main: wire state shim daemon api client
 `
 

@@ -185,13 +185,6 @@ func (f *stageFiles) close() {
 	}
 }
 
-func closeFD(fd *int) {
-	if *fd >= 0 {
-		unix.Close(*fd)
-	}
-	*fd = -1
-}
-
 // openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken.
 func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, reportR: -1, pidFile: -1, pidfd: -1}

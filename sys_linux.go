@@ -278,6 +278,14 @@ func pollIn(fd int) bool {
 	return err == nil && n > 0
 }
 
+// closeFD closes what may be open; -1 = it is not.
+func closeFD(fd *int) {
+	if *fd >= 0 {
+		unix.Close(*fd)
+	}
+	*fd = -1
+}
+
 // ---- children
 
 // waitedChild is a child that has ended and was not reaped yet.
@@ -607,6 +615,39 @@ func peerAllowed(f *os.File) bool {
 		ok = err == nil && (c.Uid == 0 || int(c.Uid) == os.Geteuid())
 	})
 	return ok
+}
+
+// openPeer returns a pidfd of the process at the other end, which for the end of a client is the one that listens; -1 where there is none
+// that we can see.
+func openPeer(f *os.File) int {
+	pidfd := -1
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1
+	}
+	_ = raw.Control(func(fd uintptr) {
+		c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil || c.Pid <= 0 {
+			return
+		}
+		if pidfd, err = unix.PidfdOpen(int(c.Pid), 0); err != nil {
+			pidfd = -1
+		}
+	})
+	return pidfd
+}
+
+// awaitEnd waits until a process has ended, or the limit has passed.
+func awaitEnd(pidfd int, limit time.Duration) {
+	if pidfd < 0 {
+		return
+	}
+	p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for until := time.Now().Add(limit); time.Now().Before(until); {
+		if _, err := unix.Poll(p, int(time.Until(until).Milliseconds())+1); err != unix.EINTR {
+			return
+		}
+	}
 }
 
 // conn is a connection that carries JSON lines, and descriptors with them. One goroutine reads; one at a time writes.
