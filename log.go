@@ -216,16 +216,16 @@ func (fr framing) open(data []byte) bool {
 	return len(data) > 0 && !fr.end && data[len(data)-1] != '\n'
 }
 
-// takeable says how many bytes of a window become records: all complete lines, and of the rest what is long
-// enough for whole parts. What remains stays in the FIFO.
-func takeable(window []byte, most int) int {
-	n := bytes.LastIndexByte(window, '\n') + 1
-	return n + (len(window)-n)/most*most
+// takeable says how many bytes of data become records now: all complete lines, and of the rest what is too long to
+// be carried over to the next batch.
+func takeable(data []byte, most int) int {
+	n := bytes.LastIndexByte(data, '\n') + 1
+	n += (len(data) - n) / most * most
+	if len(data)-n > carryBytes {
+		return len(data)
+	}
+	return n
 }
-
-// partBytes is the length of a part of a long line for a FIFO that holds pipeBytes: small enough that the FIFO
-// always has room for it and more.
-func partBytes(pipeBytes int) int { return max(256, min(maxRecordText, pipeBytes/4)) }
 
 // ---- what was lost
 
@@ -326,10 +326,14 @@ func listRotated(dir string) ([]int64, error) {
 
 // ---- intents: what the pump writes down before it appends
 
-// The pump file: one page of header, the window as it was seen, and the area into which it is consumed.
+// The pump file: a header; for each stream two places for the begun line that is carried over, used in turn; room to
+// put one in front of the window; the window of the FIFO as it was seen; the area into which it is consumed.
 const (
 	batchBytes   = 64 << 10
-	pumpWantAt   = 4096
+	carryBytes   = 4 << 10
+	pumpCarryAt  = 4096
+	pumpFrontAt  = pumpCarryAt + 4*carryBytes
+	pumpWantAt   = pumpFrontAt + carryBytes
 	pumpAreaAt   = pumpWantAt + batchBytes
 	pumpFileSize = pumpAreaAt + batchBytes
 
@@ -340,22 +344,46 @@ const (
 	pumpLostAt   = 128 // lostCount: not yet told by a gap record
 	pumpDropAt   = 160 // lostCount: what pumpLostAt becomes when a dropped intent is done
 	pumpOpenAt   = 192 // uint32: bit per stream, the last record left its line open
+	pumpBegunAt  = 196 // two carryWords
 )
+
+// carryWord says where the begun line of a stream is, and how long: it changes in one store.
+type carryWord uint32
+
+// length is 0 for what no pump wrote.
+func (w carryWord) length() int {
+	if n := int(w & 0xffff); n <= carryBytes {
+		return n
+	}
+	return 0
+}
+
+func (w carryWord) place() int { return int(w >> 31) }
+
+// after is the word for n bytes in the other place.
+func (w carryWord) after(n int) carryWord { return (w>>31^1)<<31 | carryWord(n) }
+
+// carryAt is where the begun line of a stream lies in the pump file.
+func carryAt(s logStream, w carryWord) int { return pumpCarryAt + (2*int(s)+w.place())*carryBytes }
 
 const (
 	intentEnd   = 1 << 0 // a last piece without newline ends its line
 	intentDrop  = 1 << 1 // what is not in the log is lost, and counted
-	intentMem   = 1 << 2 // the bytes do not come from the FIFO: nothing to consume
+	intentMem   = 1 << 2 // the window does not come from the FIFO: nothing to consume
 	intentClose = 1 << 3 // ends an open line with an empty record
-	intentOld   = 1 << 4 // from a FIFO that is retired: says nothing about open lines
+	intentTell  = 1 << 5 // only the gap record
+	intentOld   = 1 << 4 // from a FIFO that is retired: leaves begun and open lines alone
 )
 
 // intent is one batch on its way from a FIFO to the log.
 type intent struct {
 	flags  uint32
 	stream logStream
-	n      int // bytes of the window
-	max    int // bytes of text in one record
+	n      int       // bytes of the window that it consumes
+	text   int       // bytes of the data that are in the records; the data is begun line + window
+	max    int       // bytes of text in one record
+	begun  carryWord // the begun line before the window
+	next   carryWord // the begun line that remains
 	stamp  int64
 	fifo   uint64 // inode
 	file   uint64 // inode of the log file
@@ -396,6 +424,9 @@ func (in intent) put(header []byte) {
 	le.PutUint64(b[32:], in.file)
 	le.PutUint64(b[40:], uint64(in.off))
 	putLost(b[48:], in.gap)
+	le.PutUint32(b[80:], uint32(in.text))
+	le.PutUint32(b[84:], uint32(in.begun))
+	le.PutUint32(b[88:], uint32(in.next))
 }
 
 var errBadIntent = errors.New("cannot read the pump file: not ours")
@@ -415,8 +446,13 @@ func getIntent(header []byte) (in intent, err error) {
 		file:   le.Uint64(b[32:]),
 		off:    int64(le.Uint64(b[40:])),
 		gap:    getLost(b[48:]),
+		text:   int(le.Uint32(b[80:])),
+		begun:  carryWord(le.Uint32(b[84:])),
+		next:   carryWord(le.Uint32(b[88:])),
 	}
-	if in.stream > streamErr || in.n > batchBytes || in.max < 1 || in.max > batchBytes || in.off < 0 || in.length > outBytes {
+	if in.stream > streamErr || in.n > batchBytes || in.max < 1 || in.max > batchBytes || in.off < 0 ||
+		in.length > outBytes || in.begun.length() > carryBytes || in.next.length() > carryBytes ||
+		in.text > in.begun.length()+in.n {
 		return in, errBadIntent
 	}
 	return in, nil
@@ -531,6 +567,7 @@ type logCursor struct {
 	held   []byte // what buf is cut from
 	at     int64  // position in the file of the end of buf
 	chain  [2]chain
+	turn   int
 	ns     int64 // stamp of the last record
 	skip   int   // finished records to leave out: they lie before the last N
 	left   int   // records that -n counted and that were not given yet
@@ -541,6 +578,8 @@ type logCursor struct {
 type chain struct {
 	open bool
 	text []byte
+	ns   int64 // of its last part
+	turn int   // grows with every part
 }
 
 func newCursor(s logSource, q logQuery) *logCursor {
@@ -982,6 +1021,8 @@ func (c *logCursor) take(line []byte) {
 	}
 	ch.open = true
 	ch.text = append(ch.text, r.text...)
+	c.turn++
+	ch.ns, ch.turn = r.ns, c.turn
 	if r.partial && len(ch.text) < joinBytes {
 		return
 	}
@@ -990,18 +1031,21 @@ func (c *logCursor) take(line []byte) {
 	ch.open, ch.text = r.partial, nil
 }
 
-// flushTails queues lines whose end is missing.
-func (c *logCursor) flushTails() (any bool) {
-	for s := range c.chain {
-		if ch := &c.chain[s]; ch.open {
-			any = any || len(ch.text) > 0
-			if len(ch.text) > 0 {
-				c.give(logRecord{Time: time.Unix(0, c.ns), Stream: logStream(s).String(), Partial: true, Text: ch.text})
-			}
-			*ch = chain{}
+// flushTails queues lines whose end is missing, in the order of their last parts.
+func (c *logCursor) flushTails() (found bool) {
+	order := [2]logStream{streamOut, streamErr}
+	if c.chain[streamErr].turn < c.chain[streamOut].turn {
+		order = [2]logStream{streamErr, streamOut}
+	}
+	for _, s := range order {
+		ch := c.chain[s]
+		c.chain[s] = chain{}
+		if len(ch.text) > 0 {
+			found = true
+			c.give(logRecord{Time: time.Unix(0, ch.ns), Stream: s.String(), Partial: true, Text: ch.text})
 		}
 	}
-	return any
+	return found
 }
 
 // give queues a record, unless the query leaves it out.

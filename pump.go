@@ -97,14 +97,12 @@ type fifo struct {
 	fd     int
 	file   *os.File // of fd, for the poller
 	ino    uint64
-	part   int // bytes of a part of a long line
 
 	ready atomic.Bool // set by its waiter
 
 	// owned by the pump goroutine; by the relief while it runs
 	old     bool   // retired: open for reading only, ends with its last writer
 	gone    bool   // its end was read
-	cut     int    // length of a window beyond which there was more
 	direct  []byte // read without tee(2), not in the log yet
 	ring    []byte // what the relief read
 	dropped bool   // the ring was full before its end
@@ -239,7 +237,7 @@ func (p *pump) loop() {
 // round takes one batch from each FIFO that may have one.
 func (p *pump) round() (moved bool) {
 	for _, f := range p.fifos {
-		if f.ready.Swap(false) && p.batch(f, 0) > 0 {
+		if f.ready.Swap(false) && p.batch(f) > 0 {
 			f.ready.Store(true)
 			moved = true
 		}
@@ -379,7 +377,6 @@ func (p *pump) showHandles() {
 func newFIFO(s logStream, path string, fd int, old bool) *fifo {
 	f := &fifo{stream: s, path: path, fd: fd, old: old}
 	f.file = os.NewFile(uintptr(fd), path)
-	f.part = partBytes(sysPipeBytes(fd))
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) == nil {
 		f.ino = st.Ino
@@ -503,41 +500,18 @@ func (p *pump) bury() {
 	p.fifos = kept
 }
 
-// stuffed reports whether a piece without newline must not wait any longer: its FIFO has no room, or holds more than
-// the window shows (buffers that are nearly empty, a scratch pipe that is smaller).
-func (p *pump) stuffed(f *fifo, m int) bool {
-	if sysReadable(f.fd) > m {
-		if f.cut == m {
-			return true // seen before: it was there when the window was taken again
-		}
-		f.cut = m // or it has just come
-		f.ready.Store(true)
-		p.poke()
-		return false
-	}
-	f.cut = 0
-	if !f.old {
-		return !sysWritable(f.fd)
-	}
-	fd, err := sysOpenFIFO(f.path, unix.O_WRONLY)
-	if err != nil {
-		return true
-	}
-	defer unix.Close(fd)
-	return !sysWritable(fd)
-}
-
 // ---- one batch: protocol L
 
-// batch carries one window of f into the log and returns how many bytes left the FIFO. With flush above 0 it takes no
-// more than that, and ends a last piece without newline.
-func (p *pump) batch(f *fifo, flush int) int {
+// batch carries one window of f into the log and returns how many bytes left the FIFO. The FIFO is emptied before the
+// pump rests: a writer that blocks on a full pipe, into which it wrote while it was not empty, wakes no reader
+// (pipe(7); fs/pipe.c wakes on empty only), so a begun line must not wait there. It is carried over in the pump file.
+func (p *pump) batch(f *fifo) int {
 	m := p.window(f)
 	if m <= 0 {
 		return 0
 	}
 	p.enter()
-	in := p.intend(f, m, flush)
+	in := p.intend(f, m)
 	was := p.leave()
 	p.consume(f, in, was)
 	p.commit(in)
@@ -595,32 +569,22 @@ func (p *pump) windowByReading(f *fifo) int {
 	return len(f.direct)
 }
 
-// intend writes the intent down and appends (steps 1 to 3). n of the result is 0 when all bytes stay in the FIFO.
-func (p *pump) intend(f *fifo, m, flush int) intent {
+// intend takes the window and brings it into the log (steps 1 to 3).
+func (p *pump) intend(f *fifo, m int) intent {
 	p.openMap()
 	p.touch(m)
 	want := p.m[pumpWantAt:][:m]
-	in := intent{stream: f.stream, max: f.part, fifo: f.ino}
+	in := intent{stream: f.stream, fifo: f.ino}
+	if f.old {
+		in.flags = intentOld | intentEnd // its stream goes on in another FIFO
+	}
 	if len(f.direct) > 0 {
-		in.flags = intentMem
-		in = p.submit(in, copy(want, f.direct), m)
+		in.flags |= intentMem
+		in = p.submit(in, copy(want, f.direct))
 		f.direct = f.direct[in.n:]
 		return in
 	}
-	if got := p.readScratch(want); got < m {
-		want = want[:got]
-	}
-	n, end := p.choose(f, want, flush)
-	if n == 0 {
-		return in
-	}
-	if f.old {
-		in.flags |= intentOld
-	}
-	if end {
-		in.flags |= intentEnd
-	}
-	return p.submit(in, n, n)
+	return p.submit(in, p.readScratch(want))
 }
 
 func (p *pump) readScratch(want []byte) (got int) {
@@ -634,33 +598,48 @@ func (p *pump) readScratch(want []byte) (got int) {
 	return got
 }
 
-// choose says how many bytes of the window become records, and whether a last piece without newline ends its line.
-// A piece from a retired FIFO always does: its stream goes on in another FIFO.
-func (p *pump) choose(f *fifo, window []byte, flush int) (n int, end bool) {
-	last := flush > 0 && len(window) >= flush
-	if last {
-		return flush, true
+// submit brings the begun line of the stream and the first m bytes of want into the log (steps 2 and 3). The result
+// tells how much of it the intent covers.
+func (p *pump) submit(in intent, m int) intent {
+	in.max = maxRecordText
+	in.stamp = time.Now().UnixNano()
+	if in.flags&intentOld == 0 {
+		in.begun = carryWord(p.word(begunAt(in.stream)))
 	}
-	n = takeable(window, f.part)
-	if n == 0 && (flush > 0 || p.stuffed(f, len(window))) {
-		n = len(window)
+	data := p.data(in, m)
+	in.text = takeable(data, in.max)
+	if in.flags&intentEnd != 0 {
+		in.text = len(data)
 	}
-	return n, f.old
+	return p.submitData(in, data)
 }
 
-// submit brings the first n bytes of want into the log (steps 2 and 3). The result tells how many of them are covered.
-func (p *pump) submit(in intent, n, touched int) intent {
-	in.stamp = time.Now().UnixNano()
-	in.gap = getLost(p.m[pumpLostAt:])
-	failed := p.log.ready()
-	out, taken := p.makeRecords(in, n, &failed)
-	if taken < n {
-		n = taken
-		in.flags &^= intentEnd
+// submitData does so with data, of which in.text bytes are to become records.
+func (p *pump) submitData(in intent, data []byte) intent {
+	var out []byte
+	var failed error
+	in.n = len(data) - in.begun.length()
+	if in.gap = getLost(p.m[pumpLostAt:]); in.text > 0 || in.flags&(intentClose|intentTell) != 0 {
+		var taken int
+		failed = p.log.ready()
+		if out, taken = p.makeRecords(in, data[:in.text], &failed); taken < in.text {
+			in.text, in.n = taken, taken-in.begun.length()
+			in.flags &^= intentEnd
+			data = data[:taken]
+		}
+		in.file, in.off = p.log.ino, p.log.size
+	} else {
+		in.gap = lostCount{} // told with the next records
 	}
-	in.n, in.length, in.file, in.off = n, len(out), p.log.ino, p.log.size
-	p.touched = max(p.touched, touched, len(out))
-	complement(p.m[pumpAreaAt:][:n], p.m[pumpWantAt:][:n])
+	in.length = len(out)
+	rest := data[in.text:]
+	in.next = in.begun
+	if in.flags&intentOld == 0 {
+		in.next = in.begun.after(len(rest))
+		copy(p.m[carryAt(in.stream, in.next):], rest)
+	}
+	p.touched = max(p.touched, len(data), len(out))
+	complement(p.m[pumpAreaAt:][:in.n], p.m[pumpWantAt:][:in.n])
 	p.setWord(pumpFlagsAt, in.flags)
 	in.put(p.m)
 	reach("pump.intended")
@@ -670,26 +649,41 @@ func (p *pump) submit(in intent, n, touched int) intent {
 	return in
 }
 
+// data is the begun line followed by the first m bytes of want.
+func (p *pump) data(in intent, m int) []byte {
+	c := in.begun.length()
+	copy(p.m[pumpWantAt-c:pumpWantAt], p.m[carryAt(in.stream, in.begun):])
+	return p.m[pumpWantAt-c : pumpWantAt+m]
+}
+
+// covered is the part of the data that is in the intent's records.
+func (p *pump) covered(in intent) []byte { return p.data(in, in.n)[:in.text] }
+
+// begunAt is where the carryWord of a stream lies.
+func begunAt(s logStream) int { return pumpBegunAt + 4*int(s) }
+
 // makeRecords makes the records that fit into the present log file, else into a new one.
-func (p *pump) makeRecords(in intent, n int, failed *error) (out []byte, taken int) {
-	want := p.m[pumpWantAt:][:n]
+func (p *pump) makeRecords(in intent, data []byte, failed *error) (out []byte, taken int) {
 	if *failed != nil {
-		return in.records(p.out[:0], want, outBytes)
+		return in.records(p.out[:0], data, outBytes)
 	}
 	limit := func() int { return int(min(outBytes, max(0, p.log.maxSize-p.log.size))) }
-	if out, taken = in.records(p.out[:0], want, limit()); len(out) > 0 && (n == 0 || taken > 0) {
+	if out, taken = in.records(p.out[:0], data, limit()); len(out) > 0 && (len(data) == 0 || taken > 0) {
 		return out, taken
 	}
 	if p.log.size > 0 {
-		if *failed = p.log.rotate(in.stamp); *failed != nil {
-			return in.records(p.out[:0], want, outBytes)
+		if err := p.log.rotate(in.stamp); err != nil {
+			if p.log.fd < 0 {
+				*failed = err
+			} // else the present file grows on
+			return in.records(p.out[:0], data, outBytes)
 		}
 	}
-	if out, taken = in.records(p.out[:0], want, limit()); len(out) > 0 && (n == 0 || taken > 0) {
+	if out, taken = in.records(p.out[:0], data, limit()); len(out) > 0 && (len(data) == 0 || taken > 0) {
 		return out, taken
 	}
 	// The limit is smaller than one record: take little more than one.
-	return in.records(p.out[:0], want, in.max+4*prefixBytes+len(gapText(in.gap)))
+	return in.records(p.out[:0], data, in.max+4*prefixBytes+len(gapText(in.gap)))
 }
 
 // appendOut writes out[from:] to the log (step 3). What cannot be written is cut back to whole records and counted.
@@ -703,10 +697,15 @@ func (p *pump) appendOut(in *intent, out []byte, from int, failed error) {
 		failed = err
 		done += max(0, n)
 	}
-	p.log.size = in.off + int64(done)
-	p.log.last = max(p.log.last, in.stamp)
+	if len(out) > 0 {
+		p.log.size = in.off + int64(done)
+		p.log.last = max(p.log.last, in.stamp)
+	}
 	reach("pump.appended")
 	if failed == nil {
+		if len(out) == 0 {
+			return
+		}
 		p.say(saidLog, "", fmt.Sprintf("log %q is written again", p.log.path))
 		return
 	}
@@ -721,7 +720,7 @@ func (p *pump) drop(in *intent, out []byte, done int) {
 		p.log.cut(in.off + int64(keep))
 		reach("pump.cut")
 	}
-	lost, _ := in.lostFrom(out[:0], p.m[pumpWantAt:][:in.n], keep)
+	lost, _ := in.lostFrom(out[:0], p.covered(*in), keep)
 	putLost(p.m[pumpDropAt:], lost)
 	in.flags |= intentDrop
 	p.setWord(pumpFlagsAt, in.flags)
@@ -767,12 +766,18 @@ func (p *pump) commit(in intent) {
 		if in.flags&intentClose != 0 {
 			open &^= bit
 		}
-		if in.n > 0 && in.flags&intentOld == 0 {
+		if in.text > 0 && in.flags&intentOld == 0 {
 			open &^= bit
-			if in.framing().open(p.m[pumpWantAt:][:in.n]) {
+			if in.framing().open(p.covered(in)) {
 				open |= bit
 			}
 		}
+	}
+	if in.length == 0 && in.flags&intentDrop == 0 {
+		lost = getLost(p.m[pumpLostAt:]) // nothing was told
+	}
+	if in.flags&intentOld == 0 {
+		p.setWord(begunAt(in.stream), uint32(in.next))
 	}
 	putLost(p.m[pumpLostAt:], lost)
 	p.setWord(pumpOpenAt, open)
@@ -787,27 +792,35 @@ func (p *pump) setWord(at int, v uint32) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p.m[at])), v)
 }
 
-// complement makes dst differ from src in every byte.
+// complement makes dst differ from src in every byte. Both begin at a word and have room up to the end of one.
 func complement(dst, src []byte) {
-	le := binary.LittleEndian
-	for len(src) >= 8 && len(dst) >= 8 {
-		le.PutUint64(dst, ^le.Uint64(src))
-		dst, src = dst[8:], src[8:]
+	if len(src) == 0 {
+		return
 	}
-	for i := range src {
-		dst[i] = ^src[i]
+	words := (len(src) + 7) / 8
+	d := unsafe.Slice((*uint64)(unsafe.Pointer(&dst[0])), words)
+	s := unsafe.Slice((*uint64)(unsafe.Pointer(&src[0])), words)
+	for i := range d {
+		d[i] = ^s[i]
 	}
 }
 
 // ---- batches that do not come from a FIFO
 
-// endLine ends a line of which only parts are in the log.
+// endLine ends the line of a stream that has begun, be it that parts of it are in the log or not.
 func (p *pump) endLine(s logStream) {
-	if p.m == nil || p.word(pumpOpenAt)&(1<<s) == 0 {
+	if p.m == nil {
 		return
 	}
+	in := intent{flags: intentMem | intentEnd, stream: s}
+	if carryWord(p.word(begunAt(s))).length() == 0 {
+		if p.word(pumpOpenAt)&(1<<s) == 0 {
+			return
+		}
+		in.flags |= intentClose
+	}
 	p.enter()
-	in := p.submit(intent{flags: intentMem | intentClose, stream: s, max: maxRecordText}, 0, 0)
+	in = p.submit(in, 0)
 	was := p.leave()
 	p.commit(in)
 	p.relieved(was)
@@ -819,7 +832,7 @@ func (p *pump) tellLost() {
 		return
 	}
 	p.enter()
-	in := p.submit(intent{flags: intentMem, max: maxRecordText}, 0, 0)
+	in := p.submitData(intent{flags: intentMem | intentOld | intentTell, max: maxRecordText, stamp: time.Now().UnixNano()}, nil)
 	was := p.leave()
 	p.commit(in)
 	p.relieved(was)
@@ -827,7 +840,7 @@ func (p *pump) tellLost() {
 
 // addLost counts what the relief dropped.
 func (p *pump) addLost(l lostCount) {
-	in := intent{flags: intentMem | intentDrop, max: maxRecordText}
+	in := intent{flags: intentMem | intentOld | intentDrop, max: maxRecordText}
 	putLost(p.m[pumpDropAt:], getLost(p.m[pumpLostAt:]).plus(l))
 	p.setWord(pumpFlagsAt, in.flags)
 	in.put(p.m)
@@ -843,7 +856,7 @@ func (p *pump) drainNow(token uint64) {
 			continue
 		}
 		for left := sysReadable(f.fd) + len(f.direct); left > 0; {
-			n := p.batch(f, left)
+			n := p.batch(f)
 			if n <= 0 {
 				break
 			}
@@ -932,8 +945,15 @@ func (p *pump) relieve(f *fifo, lost *lostCount) {
 		}
 		f.ring = append(f.ring, buf[:keep]...)
 		if keep < n {
-			f.dropped = true
-			*lost = lost.plus(countLost(buf[keep:n], time.Now().UnixNano()))
+			now := time.Now().UnixNano()
+			if !f.dropped { // what is kept ends at a line's end, but never within an intent
+				f.dropped = true
+				if whole := wholeRecords(f.ring); whole >= batchBytes {
+					*lost = lost.plus(countLost(f.ring[whole:], now))
+					f.ring = f.ring[:whole]
+				}
+			}
+			*lost = lost.plus(countLost(buf[keep:n], now))
 		}
 	}
 }
@@ -967,6 +987,9 @@ func (p *pump) relieved(was *lostCount) {
 		for i := 0; i < len(p.fifos); i++ {
 			f := p.fifos[i]
 			f.ready.Store(true)
+			if len(f.direct) > 0 {
+				f.ring, f.direct = append(f.direct, f.ring...), nil
+			}
 			if len(f.ring) > 0 {
 				again = true
 				more := p.restore(f)
@@ -990,18 +1013,16 @@ func (p *pump) restore(f *fifo) (lost lostCount) {
 	f.ring, f.dropped = nil, false
 	for len(data) > 0 {
 		w := data[:min(len(data), batchBytes)]
-		in := intent{flags: intentMem, stream: f.stream, max: f.part}
-		n := takeable(w, f.part)
-		if n == 0 || len(w) == len(data) {
-			n = len(w)
-			if dropped || f.old {
-				in.flags |= intentEnd
-			}
+		in := intent{flags: intentMem, stream: f.stream}
+		if f.old {
+			in.flags |= intentOld
+		}
+		if f.old || dropped && len(w) == len(data) {
+			in.flags |= intentEnd
 		}
 		p.enter()
 		p.openMap()
-		copy(p.m[pumpWantAt:], w[:n])
-		in = p.submit(in, n, n)
+		in = p.submit(in, copy(p.m[pumpWantAt:], w))
 		if was := p.leave(); was != nil {
 			lost = lost.plus(*was)
 		}
@@ -1035,6 +1056,7 @@ func (p *pump) giveBack() {
 	}
 	p.credit--
 	p.givenAt = now
+	sysGiveBack(p.m[pumpCarryAt:pumpWantAt])
 	sysGiveBack(p.m[pumpWantAt+4096 : pumpAreaAt])
 	sysGiveBack(p.m[pumpAreaAt+4096:])
 	sysGiveBack(p.out[8192:])
@@ -1070,8 +1092,8 @@ func (p *pump) openMap() {
 	}
 	m, err := p.mapFile()
 	switch {
-	case err == nil && p.m != nil: // keep what is lost and open
-		copy(m[pumpLostAt:4096], p.m[pumpLostAt:4096])
+	case err == nil && p.m != nil: // keep what is lost, open and begun
+		copy(m[pumpLostAt:pumpWantAt], p.m[pumpLostAt:pumpWantAt])
 		sysUnmap(p.m)
 		p.m, p.private = m, false
 	case err == nil:
@@ -1137,7 +1159,8 @@ func (p *pump) recover() {
 		return
 	}
 	stands := le.Uint32(head[pumpPhaseAt:]) == 1
-	if !stands && getLost(head[pumpLostAt:]).zero() && le.Uint32(head[pumpOpenAt:]) == 0 {
+	begun := carryWord(le.Uint32(head[begunAt(streamOut):])).length() + carryWord(le.Uint32(head[begunAt(streamErr):])).length()
+	if !stands && begun == 0 && getLost(head[pumpLostAt:]).zero() && le.Uint32(head[pumpOpenAt:]) == 0 {
 		return // nothing to know: the file is mapped at the first output
 	}
 	p.enter()
@@ -1159,7 +1182,7 @@ func (p *pump) finish() {
 		return
 	}
 	reach("pump.recovering")
-	if in.flags&intentDrop == 0 {
+	if in.flags&intentDrop == 0 && in.length > 0 {
 		p.appendRest(&in)
 	}
 	reach("pump.recovered-log")
@@ -1171,7 +1194,7 @@ func (p *pump) finish() {
 
 // appendRest appends what is missing of the intent's records, the same bytes again.
 func (p *pump) appendRest(in *intent) {
-	out, _ := in.records(p.out[:0], p.m[pumpWantAt:][:in.n], outBytes)
+	out, _ := in.records(p.out[:0], p.covered(*in), outBytes)
 	found, err := p.log.openAt(in.file)
 	if err != nil {
 		p.appendOut(in, out, 0, err)

@@ -139,26 +139,6 @@ func sysReadable(fd int) int {
 	return n
 }
 
-// sysPipeBytes is what a pipe can hold at most.
-func sysPipeBytes(fd int) int {
-	n, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0)
-	if err != nil {
-		return 4096
-	}
-	return n
-}
-
-// sysWritable reports whether a write to the pipe would find room at once.
-func sysWritable(fd int) bool {
-	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-	for {
-		_, err := unix.Poll(set, 0)
-		if err != unix.EINTR {
-			return err == nil && set[0].Revents&unix.POLLOUT != 0
-		}
-	}
-}
-
 // sysGuardTaken probes an OFD write lock on one byte without taking it (fcntl_locking(2), F_OFD_GETLK).
 func sysGuardTaken(fd int, at int64) (bool, error) {
 	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: at, Len: 1}
