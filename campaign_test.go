@@ -231,8 +231,9 @@ func (c *campaign) pause(most int) {
 type asked struct {
 	s      *subject
 	verb   string
-	result chan asked // with tries and err
+	result chan asked // with the fields below
 	tries  []string   // what failed attempts said
+	hangs  bool       // the last attempt did not end by itself
 	err    error
 }
 
@@ -244,11 +245,17 @@ func (c *campaign) ask(s *subject, verb string) asked {
 	c.note("command: %s %s", verb, s.name)
 	go func() {
 		for range 3 {
-			out, err := c.command(verb, s.name).CombinedOutput()
-			if a.err = err; err == nil {
+			cmd, out := c.command(verb, s.name), new(bytes.Buffer)
+			cmd.Stdout, cmd.Stderr = out, out
+			if a.err = cmd.Start(); a.err != nil {
 				break
 			}
-			a.tries = append(a.tries, fmt.Sprintf("%v: %s", err, bytes.TrimSpace(out)))
+			stuck := time.AfterFunc(campaignPatience, func() { cmd.Process.Signal(syscall.SIGQUIT) }) // shows its goroutines
+			a.err = cmd.Wait()
+			if a.hangs = !stuck.Stop(); a.err == nil {
+				break
+			}
+			a.tries = append(a.tries, fmt.Sprintf("%v: %s", a.err, bytes.TrimSpace(out.Bytes())))
 		}
 		a.result <- a
 	}()
@@ -258,7 +265,8 @@ func (c *campaign) ask(s *subject, verb string) asked {
 // commandSome lets clients start, stop and restart up to two services.
 func (c *campaign) commandSome() (list []asked) {
 	for range c.chance.IntN(3) {
-		s := c.subjects[c.chance.IntN(len(c.subjects))]
+		up := c.chance.IntN(2) == 0 // half of the commands are starts
+		s := c.pick(func(s *subject) bool { return s.up == up && !s.busy })
 		if s.busy {
 			continue
 		}
@@ -273,23 +281,31 @@ func (c *campaign) commandSome() (list []asked) {
 
 // granted waits for the end of a command and notes what the service is to be from now on.
 func (c *campaign) granted(a asked) {
-	select {
-	case r := <-a.result:
-		c.again += len(r.tries)
-		for _, text := range r.tries {
-			c.note("%s %s failed: %s", a.verb, a.s.name, text)
-		}
-		if r.err != nil {
-			c.fault("%s %s fails again and again: %s", a.verb, a.s.name, strings.Join(r.tries, "\n"))
-		}
-	case <-time.After(2 * campaignPatience):
-		c.fault("%s %s does not end", a.verb, a.s.name)
+	r := <-a.result
+	c.again += len(r.tries)
+	for _, text := range r.tries {
+		c.note("%s %s failed: %s", a.verb, a.s.name, text)
+	}
+	if r.err != nil || r.hangs || strings.Contains(strings.Join(r.tries, ""), "SIGQUIT") {
+		c.fault("%s %s fails or hangs: %s\n%s", a.verb, a.s.name, strings.Join(r.tries, "\n"), c.facts(a.s))
 	}
 	a.s.busy, a.s.up, a.s.instance = false, a.verb != "stop", ""
 	c.note("done: %s %s", a.verb, a.s.name)
 	if !a.s.up {
 		c.checkEmpty(a.s)
 	}
+}
+
+// facts are the records of a service, for a report.
+func (c *campaign) facts(s *subject) string {
+	var want wantRecord
+	var state runRecord
+	for file, to := range map[string]any{"want": &want, "state": &state} {
+		b, _ := os.ReadFile(filepath.Join(c.home, "run", s.name, file))
+		decodeSlots(b, to) // what cannot be read shows as empty
+	}
+	list, err := c.list()
+	return fmt.Sprintf("want %+v\nstate %+v\nstatus %+v %v\nshims %v", want, state, list[s.name], err, shimsOf(readProcesses(), c.home, s.name))
 }
 
 // run gives one command to services, a few at a time, without kills.
@@ -320,7 +336,7 @@ type struck struct {
 // strike kills daemon, shims, or both, at once or one right after the other.
 func (c *campaign) strike() struck {
 	var k struck
-	one := c.subjects[c.chance.IntN(len(c.subjects))]
+	one := c.pick(func(s *subject) bool { return s.up || s.busy })
 	switch n := c.chance.IntN(100); {
 	case n < 25:
 		k.heal = c.chance.IntN(3) == 0 && !slices.ContainsFunc(c.subjects, func(s *subject) bool { return s.busy })
@@ -348,6 +364,12 @@ func (c *campaign) strike() struck {
 	}
 	c.strikes++
 	return k
+}
+
+// pick returns any of those services that are so, or any at all.
+func (c *campaign) pick(so func(*subject) bool) *subject {
+	list := c.some(len(c.subjects))
+	return list[max(0, slices.IndexFunc(list, so))]
 }
 
 // some returns up to n services.
