@@ -1,7 +1,7 @@
 // Role: what the daemon answers: clients and their requests.
 // Runs in: daemon.
 // Owns: the connections of clients; the rest of the state is daemon.go's.
-// Uses: unit, wire, sys, deps, supervise, state, daemon.
+// Uses: wire, value, sys, unit, deps, supervise, state, daemon.
 
 package main
 
@@ -429,6 +429,10 @@ func (m *manager) finishAsker(a *asker) {
 
 // answerKill stops everything in order, then ends the daemon. "killed" is on disk before the first wish.
 func (m *manager) answerKill(c *session) {
+	if m.killer != nil {
+		m.done(c, exitFailed, "`diakonos kill` is under way")
+		return
+	}
 	if err := m.writeSelf(wantedKilled, 0); err != nil {
 		m.say("%v", err) // kill goes on; it will not survive a crash
 	}
@@ -449,14 +453,21 @@ func (m *manager) checkKill() {
 	if m.killer == nil || len(m.jobs.list()) > 0 {
 		return
 	}
-	left := []string{}
+	left, waits := []string{}, false
 	for name, e := range m.services {
 		if !m.isDown(name) && m.services[name].record.Sub != unknown {
 			left = append(left, name)
 		}
 		if e.link != nil && m.isDown(name) {
-			return // its shim is about to end
+			waits = true // its shim is about to end
+			if !e.leave {
+				e.leave = true
+				m.poke(e, shimFrame{Op: opLeave})
+			}
 		}
+	}
+	if waits {
+		return
 	}
 	slices.Sort(left)
 	code, text := exitOK, ""

@@ -123,16 +123,6 @@ func restoreOOMScore(stageOrder) error {
 	return nil
 }
 
-// setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
-func setOOMScore(score string) {
-	fd, err := openRetry("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	_, _ = unix.Write(fd, []byte(score))
-	unix.Close(fd)
-}
-
 func setGroups(o stageOrder) error {
 	if o.GID < 0 {
 		return nil

@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: deps, log, render, state, unit, wire.
+// Uses: wire, value, unit, log, deps, state, tree, api, render.
 
 package main
 
@@ -16,6 +16,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -752,7 +754,7 @@ func (t *teller) reply(p *reply) {
 	}
 }
 
-// job shows one job: what went well on stdout, what failed on stderr with its reason and last log lines.
+// job shows one job: what went well on stdout, what did not on stderr, a failure with its reason and last log lines.
 func (t *teller) job(j jobLine) {
 	key := j.Verb + " " + j.Unit
 	if j.Outcome == "skipped" && slices.Contains(t.told, key) {
@@ -765,7 +767,7 @@ func (t *teller) job(j jobLine) {
 	switch {
 	case c.json:
 		c.out.w.Write(append(jsonText(&j), '\n'))
-	case failed:
+	case failed, j.Outcome == "canceled":
 		c.err.line(c.err.jobText(&j, t.width))
 	default:
 		c.out.line(c.out.jobText(&j, t.width))
@@ -883,7 +885,12 @@ func (c *client) runKill() int {
 		if err != nil {
 			return c.noDaemon(err)
 		}
+		daemon := openPeer(conn)
 		o, err := c.converse(conn, c.request(nil), mayWait, t.reply)
+		if err == nil {
+			awaitEnd(daemon, c.patience)
+		}
+		closeFD(&daemon)
 		switch {
 		case errors.Is(err, errInterrupted):
 			return c.fail(exitFailed, "interrupted; services are still being stopped", "`diakonos kill` again waits for the end")
@@ -1637,6 +1644,22 @@ func (c *client) writeVerbHelp(v *clientVerb) {
 }
 
 func (c *client) runVersion() int {
-	c.out.line("diakonos ", buildText())
+	c.out.line(buildText())
 	return exitOK
+}
+
+// buildText is version, commit and Go version in one line.
+func buildText() string {
+	commit := "unknown commit"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				commit = "commit " + s.Value[:min(12, len(s.Value))]
+			}
+			if s.Key == "vcs.modified" && s.Value == "true" {
+				commit += " (modified)"
+			}
+		}
+	}
+	return fmt.Sprintf("diakonos %s, %s, %s %s/%s", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: unit, wire, sys, deps, supervise, state, child.
+// Uses: wire, sys, unit, deps, supervise, state, tree, api.
 
 package main
 
@@ -24,6 +24,8 @@ import (
 
 const (
 	shimBatch   = 64               // shims that one helper starts: bounded by descriptors, not by time
+	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
+	adoptMax    = 5 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
@@ -73,17 +75,19 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped while there was no shim
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
+	leave  bool     // it was told to leave
 	order  *carried // what its shim is to carry out now
+	worked string   // the job that was begun last
+	began  time.Time
 	before wantRecord
 	want   wantRecord
 }
 
 // carried is an order of the queue that has been given to a shim.
 type carried struct {
-	id    string // as in the wish
-	job   *job
-	verb  jobKind
-	began time.Time
+	id   string // as in the wish
+	job  *job
+	verb jobKind
 }
 
 // file is a parsed unit file.
@@ -113,7 +117,8 @@ type (
 		e    *supervised
 		link *conn
 	}
-	msgRetry struct{ e *supervised }
+	msgRetry    struct{ e *supervised }
+	msgAdoptEnd struct{}
 )
 
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
@@ -366,6 +371,11 @@ func (m *manager) handle(msg any) {
 		m.onShimGone(msg)
 	case msgRetry:
 		m.startShim(msg.e)
+	case msgAdoptEnd:
+		if m.adopting > 0 { // one that is stopped (SIGSTOP) must not hold up the others
+			m.adopting = 0
+			m.resume()
+		}
 	case msgClient:
 		m.clients[msg.c] = true
 	case msgRequest:
@@ -589,7 +599,10 @@ func (m *manager) writeWant(e *supervised, w wantRecord) error {
 // carryOut gives an order to the shim of its unit, and starts one where there is none.
 func (m *manager) carryOut(o order) {
 	e := m.entry(o.Job.Unit)
-	c := &carried{id: o.Job.ID, job: o.Job, verb: o.Verb, began: time.Now()}
+	c := &carried{id: o.Job.ID, job: o.Job, verb: o.Verb}
+	if e.worked != o.Job.ID { // else it is the start that follows the stop of a restart
+		e.worked, e.began = o.Job.ID, time.Now()
+	}
 	w := wantRecord{Up: o.Verb != stopJob, Job: c.id, Verb: string(o.Verb), By: o.Job.By}
 	if o.Job.Kind == restartJob && o.Verb != restartJob { // one stage of a restart that others stand between
 		c.id += "/" + string(o.Verb)
@@ -607,13 +620,11 @@ func (m *manager) carryOut(o order) {
 			m.say("the stop of %q will not survive a crash: %v", e.name, err)
 		}
 	}
-	if e.hello {
-		m.poke(e, shimFrame{Op: opWant})
-		return
-	}
 	if e.link == nil {
 		m.startShim(e)
+		return
 	}
+	m.poke(e, shimFrame{Op: opWant}) // also before its hello: it reads our frames in order
 }
 
 // finish reports the end of the order under way.
@@ -669,6 +680,9 @@ func (m *manager) failDependency(e *supervised, x ended) {
 func (m *manager) lineOf(e *supervised, x ended) jobLine {
 	l := jobLine{Unit: e.name, Verb: string(x.Job.Kind), Outcome: string(x.Result), Text: x.Text, Culprit: x.Culprit,
 		MainPID: e.record.Main.PID}
+	if e.worked == x.Job.ID {
+		l.Millis = time.Since(e.began).Milliseconds() // the wait for other units is theirs
+	}
 	if x.Job.Kind == stopJob && x.Result == jobFailed {
 		l.Left = e.record.Left
 	}
@@ -689,15 +703,31 @@ func (m *manager) startShim(e *supervised) {
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
 func (m *manager) startShims() {
-	for batch := range slices.Chunk(m.pending, shimBatch) {
+	pending := m.pending
+	m.pending = nil
+	for batch := range slices.Chunk(pending, shimBatch) {
 		if err := m.detach(batch); err != nil {
-			m.say("cannot start shims: %v", err)
-			for _, e := range batch {
-				m.retryShim(e)
-			}
+			m.giveUp(batch, fmt.Errorf("cannot start a shim: %w", err))
 		}
 	}
-	m.pending = nil
+}
+
+// giveUp fails the orders of services whose shim cannot be started. What runs is tried again later: it must not stay unsupervised.
+func (m *manager) giveUp(batch []*supervised, err error) {
+	m.say("%v", err)
+	for _, e := range batch {
+		if e.link != nil {
+			e.link.close()
+			e.link = nil
+		}
+		e.tries = 0
+		if e.order != nil {
+			m.finish(e, jobFailed, err.Error())
+		}
+		if !e.orderly() {
+			time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
+		}
+	}
 }
 
 // detach makes a socket pair for each shim, writes into it what the shim must know, and lets a helper start them.
@@ -710,6 +740,9 @@ func (m *manager) detach(batch []*supervised) error {
 	}
 	l := launch{argv: []string{shimName, "-detach"}, files: []uintptr{uintptr(null), uintptr(m.log), uintptr(m.log)}, cgroup: -1,
 		env: m.shimEnvironment(), dir: m.home.path}
+	if len(batch) == 1 { // its own parent at once: a helper would cost a start of its own (1 ms), and as subreaper we get the shim all the same
+		l.argv, l.dir, l.setsid, l.env = shimArguments(batch[0].name), m.home.runDir(batch[0].name), true, bare(l.env)
+	}
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
 		if err != nil {
@@ -718,17 +751,16 @@ func (m *manager) detach(batch []*supervised) error {
 		defer unix.Close(theirs)
 		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
 		m.handOver(e)
-		l.argv, l.files = append(l.argv, e.name), append(l.files, uintptr(theirs))
+		l.files = append(l.files, uintptr(theirs))
+		if len(batch) > 1 {
+			l.argv = append(l.argv, e.name)
+		}
 	}
 	_, pidfd, err := l.start()
 	if err != nil {
-		for _, e := range batch {
-			e.link.close()
-			e.link = nil
-		}
 		return err
 	}
-	unix.Close(pidfd)
+	closeFD(&pidfd)
 	for _, e := range batch {
 		go m.readShim(e, e.link)
 	}
@@ -901,11 +933,7 @@ func (m *manager) retryShim(e *supervised) {
 		m.startShim(e)
 		return
 	}
-	m.say("the shim of %q does not come up: it is unsupervised", e.name)
-	if e.order != nil {
-		m.finish(e, jobFailed, "its shim cannot be started; see "+m.home.daemonLog())
-	}
-	e.tries = 0
+	m.giveUp([]*supervised{e}, fmt.Errorf("the shim of %q does not come up; see %s", e.name, m.home.daemonLog()))
 }
 
 // connectShim connects to a live shim of an earlier daemon.
@@ -996,6 +1024,8 @@ func (m *manager) adoptAll() {
 	m.refreshGraph()
 	if m.adopting == 0 {
 		m.resume()
+	} else {
+		time.AfterFunc(adoptMax, func() { m.inbox <- msgAdoptEnd{} })
 	}
 	m.settle()
 }

@@ -1,7 +1,7 @@
 // Role: who a service runs as and what environment it gets. The environment is built, never inherited.
 // Runs in: shim.
 // Owns: nothing.
-// Uses: unit, wire, sys, state.
+// Uses: wire, sys, command, unit, state.
 
 package main
 

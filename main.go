@@ -8,7 +8,7 @@
 //
 // The daemon plans and owns nothing that it cannot rebuild; the shim supervises, also while no daemon runs. Layers, lowest first:
 //
-//	wire value sys                       formats; values of unit files; kernel calls
+//	wire value sys sys_log               formats; values of unit files; kernel calls
 //	command unit log                     command lines; unit files; log records
 //	deps supervise                       pure: jobs and order; the state machine of a service
 //	state environ tree child pump        the home; who a service is; its processes; the stage; its output
@@ -25,7 +25,7 @@
 // Role: the personality table; install and version.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: wire, state, shim, daemon, client.
+// Uses: wire, state, shim, daemon, api, client.
 package main
 
 import (
@@ -35,7 +35,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 )
 
 // personalities are the names that the binary is called by; install makes links of these names.
@@ -158,20 +157,4 @@ func link(exe, path string, hard bool) error {
 		return err
 	}
 	return os.Rename(tmp, path)
-}
-
-// buildText is version, commit and Go version in one line.
-func buildText() string {
-	commit := "unknown commit"
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				commit = "commit " + s.Value[:min(12, len(s.Value))]
-			}
-			if s.Key == "vcs.modified" && s.Value == "true" {
-				commit += " (modified)"
-			}
-		}
-	}
-	return fmt.Sprintf("diakonos %s, %s, %s %s/%s", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }

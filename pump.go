@@ -3,7 +3,7 @@
 // Runs in: shim.
 // Owns: run/NAME/out, err and pump; log/NAME; all descriptors of them. One goroutine does all of it; two waiters
 // report output; one more goroutine empties the FIFOs while the disk hangs.
-// Uses: log, sys_log_linux.
+// Uses: sys_log, log.
 
 package main
 
@@ -37,6 +37,7 @@ type pumpConfig struct {
 type pumpNote struct {
 	Drained uint64 // this drain is done
 	Retired bool   // new FIFOs are in place; Text says why not
+	Buried  bool   // the last retired FIFO has come to its end
 	Stopped bool   // the pump is gone
 	Hung    bool   // with Drained: the FIFOs are empty, but the disk hangs and the log lacks the end
 	Text    string // worth a line in our own log; sent on change only
@@ -63,6 +64,7 @@ type pump struct {
 	retireAsk  chan struct{}
 	stopAsk    chan struct{}
 	handles    [2]atomic.Int32 // of out and err; -1 = none at present
+	retirees   atomic.Int32    // retired FIFOs that somebody still writes into
 	watch      atomic.Uint32   // pumpFree, pumpAtDisk, pumpRelieved
 	reliefStop chan struct{}
 	reliefDone chan lostCount
@@ -163,6 +165,7 @@ func startPumpOn(cfg pumpConfig, notes chan<- pumpNote, k kernel, patience time.
 		return nil, err
 	}
 	p.showHandles()
+	p.countRetired()
 	for _, f := range p.fifos {
 		go p.waitFor(f)
 	}
@@ -182,6 +185,9 @@ func (p *pump) drain(token uint64) { ask(p, p.drainAsk, token) }
 func (p *pump) configure(maxSize int64, maxFiles int) {
 	ask(p, p.limitAsk, [2]int64{maxSize, int64(maxFiles)})
 }
+
+// retired tells whether leftovers of an earlier run still write into a retired FIFO.
+func (p *pump) retired() bool { return p.retirees.Load() > 0 }
 
 // retire renames the FIFOs away, which are pumped until their last writer is gone, and makes new ones. Until the
 // note, fifo returns -1. Whoever else holds the old FIFOs open (the daemon) must close them then.
@@ -439,6 +445,7 @@ func (p *pump) retireNow() {
 	fresh = append(fresh, made...)
 	p.fifos = append(kept, fresh...)
 	p.showHandles()
+	p.countRetired()
 	for _, f := range fresh {
 		go p.waitFor(f)
 	}
@@ -498,6 +505,19 @@ func (p *pump) bury() {
 	}
 	clear(p.fifos[len(kept):])
 	p.fifos = kept
+	if p.countRetired(); !p.retired() {
+		p.outbox = append(p.outbox, pumpNote{Buried: true})
+	}
+}
+
+func (p *pump) countRetired() {
+	n := int32(0)
+	for _, f := range p.fifos {
+		if f.old {
+			n++
+		}
+	}
+	p.retirees.Store(n)
 }
 
 // ---- one batch: protocol L
@@ -1490,6 +1510,3 @@ func (l *logWriter) prune() {
 		l.rotated = l.rotated[1:]
 	}
 }
-
-// retired tells whether a retired FIFO is still pumped: leftovers of an earlier run write into it.
-func (p *pump) retired() bool { return false }

@@ -2,7 +2,7 @@
 // rule that no control character of a service reaches a terminal.
 // Runs in: client.
 // Owns: a view's buffer.
-// Uses: log, state, wire.
+// Uses: wire, log, tree.
 
 package main
 
@@ -1006,7 +1006,7 @@ func (v *view) jobText(j *jobLine, names int) string {
 	if failed && text == "" && j.Culprit != "" {
 		text = `requires "` + visible(j.Culprit) + `", which failed`
 	}
-	if j.MainPID != 0 {
+	if j.MainPID != 0 && j.Outcome != "canceled" { // then it is about to end
 		add("pid " + strconv.Itoa(j.MainPID))
 	}
 	if failed {

@@ -248,7 +248,7 @@ type scriptState struct {
 	work     string
 	home     string
 	saved    map[string]seenProcess // by save-pid
-	expected int                // by survivors; -1 = any number
+	expected int                    // by survivors; -1 = any number
 }
 
 type scriptStateKey struct{}

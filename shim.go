@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: unit, wire, sys, supervise, state, environ, tree, pump, child.
+// Uses: wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
 
 package main
 
@@ -31,7 +31,6 @@ const (
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
-	maxText     = 512              // bytes of a text in a record
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -59,6 +58,7 @@ type shim struct {
 	watching *scope
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
+	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
 	timer    *time.Timer
@@ -66,6 +66,7 @@ type shim struct {
 	healWait time.Duration
 	spawns   uint64   // numbers the stages
 	pidWatch *os.File // inotify on the directory of PIDFile
+	leaving  bool     // nobody is to wait for leftovers
 	quitting bool
 }
 
@@ -126,7 +127,7 @@ func detachMain(names []string) int {
 	closeInherited(3)
 	code := exitOK
 	for i, name := range names {
-		l := launch{argv: []string{shimName, name}, env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
+		l := launch{argv: shimArguments(name), env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
 		_, pidfd, err := l.start()
 		if err != nil {
@@ -146,13 +147,29 @@ func shimMain(args []string) int {
 		return stageMain()
 	case len(args) > 1 && args[0] == "-detach":
 		return detachMain(args[1:])
-	case len(args) != 1 || strings.HasPrefix(args[0], "-") || os.Getenv(homeVariable) == "":
+	case len(args) == 2 && args[0] == "--": // a name that begins with a dash
+		args = args[1:]
+		fallthrough
+	case len(args) == 1 && !strings.HasPrefix(args[0], "-") && os.Getenv(homeVariable) != "":
+		return superviseMain(args[0])
+	default:
 		fmt.Fprintln(os.Stderr, "diakonos-run: this is a part of diakonos and is started by its daemon")
 		return exitUsage
 	}
-	s, err := newShim(args[0])
+}
+
+// shimArguments is the command line of a shim, as a process list shows it.
+func shimArguments(name string) []string {
+	if strings.HasPrefix(name, "-") {
+		return []string{shimName, "--", name}
+	}
+	return []string{shimName, name}
+}
+
+func superviseMain(name string) int {
+	s, err := newShim(name)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", args[0], err)
+		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
 		return exitFailed
 	}
 	s.open()
@@ -361,8 +378,11 @@ func (s *shim) adopt(h handover) {
 	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
 	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
 	ev.nothingRan = s.nothingRan(ev)
-	if ev.nothingRan {
-		ev.main, ev.control = exitStatus{}, exitStatus{}
+	switch {
+	case ev.nothingRan && s.svc.Spawning == roleMain:
+		ev.main = exitStatus{}
+	case ev.nothingRan:
+		ev.control = exitStatus{}
 	}
 	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
 		s.awaitExec()
@@ -540,7 +560,7 @@ func (s *shim) carry(effects []effect) {
 		case killControl:
 			s.signalOne(&s.control, syscall.SIGKILL)
 		case watch:
-			s.watching = &e.scope
+			s.watching, s.waiting = &e.scope, nil // what a start waited for does not matter any more
 			s.checkTree()
 		case findMain:
 			s.lookForMain()
@@ -549,7 +569,7 @@ func (s *shim) carry(effects []effect) {
 		case retire:
 			s.retire()
 		case quit:
-			s.quitting = true
+			s.quitting = !s.wishWaits()
 		}
 	}
 }
@@ -592,16 +612,10 @@ func (s *shim) trim() {
 	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
 }
 
-func cutText(t string) string {
-	if len(t) <= maxText {
-		return t
-	}
-	return strings.ToValidUTF8(t[:maxText], "")
-}
-
 // announce sends the state to the daemon, with descriptors that it shall hold.
 func (s *shim) announce(op string) {
 	if s.daemon == nil {
+		s.hold = nil // the next daemon is given everything
 		return
 	}
 	f := shimFrame{Op: op, State: &s.svc.runRecord}
@@ -653,11 +667,13 @@ func (s *shim) armTimer() {
 
 // onTime does what is due now.
 func (s *shim) onTime() {
-	for s.svc.Deadline != 0 && bootNow() >= s.svc.Deadline {
+	for due := s.svc.Deadline; due != 0 && bootNow() >= due; due = s.svc.Deadline {
 		if s.watching != nil {
 			s.feed(evTree{s.leftPIDs()})
 		}
-		s.feed(evTimeout{})
+		if s.svc.Deadline == due { // else that has moved it on
+			s.feed(evTimeout{})
+		}
 	}
 	if s.healAt != 0 && bootNow() >= s.healAt {
 		s.heal(nil)
@@ -666,7 +682,7 @@ func (s *shim) onTime() {
 
 // mayQuit: no process, no output and no job is left.
 func (s *shim) mayQuit() bool {
-	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.pump == nil || !s.pump.retired())
+	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.leaving || !s.retiring && (s.pump == nil || !s.pump.retired()))
 }
 
 // leave is the orderly end of the shim: the state on disk is the last word.
@@ -718,6 +734,8 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 		s.svc.Orphans = append(s.svc.Orphans, f.Refs...)
 	case opReset:
 		s.feed(evReset{})
+	case opLeave:
+		s.leaving, s.quitting = true, true
 	case opHeal:
 		s.heal(c)
 	}
@@ -768,6 +786,12 @@ func (s *shim) readWant() {
 	}
 	s.waiting = nil
 	s.feed(ev)
+}
+
+// wishWaits: the wish on disk has not come to us yet; its frame may be on the way.
+func (s *shim) wishWaits() bool {
+	w, err := s.home.readWant(s.name, s.boot)
+	return err == nil && w.Job != "" && w.Job != s.svc.Job.ID
 }
 
 // wantIsUp reads the wish again, as protocol P asks before the commit.
@@ -1111,6 +1135,7 @@ func (s *shim) drain(e drain) {
 
 func (s *shim) retire() {
 	if s.pump != nil && !s.treeIsEmpty() {
+		s.retiring = true
 		s.pump.retire()
 	}
 }
@@ -1120,13 +1145,18 @@ func (s *shim) onPump(n pumpNote) {
 		s.warn("%s", n.Text)
 	}
 	if n.Retired {
-		s.greetDaemon() // the daemon lets go of the old FIFOs and holds the new
+		s.retiring = false
+		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
+		if w := s.waiting; w != nil && s.watching == nil {
+			s.waiting = nil
+			s.spawnWhenClear(*w)
+		}
 	}
 	if n.Drained != 0 && n.Drained == s.drains {
 		s.drains++ // the limit of this drain is void
 		s.feed(evDrained{})
 	}
 	if s.svc.Sub == dead || s.svc.Sub == failed {
-		s.quitting = true // a retired FIFO may have been the last thing that kept us
+		s.quitting = !s.wishWaits() // a retired FIFO may have been the last thing that kept us
 	}
 }

@@ -1,7 +1,7 @@
 // Role: protocol P, the start of one process of a service; the notify socket and the search for a forked main process.
 // Runs in: shim.
 // Owns: nothing beside what shim.go owns.
-// Uses: unit, wire, sys, supervise, state, environ, tree, pump, shim, child.
+// Uses: wire, sys, command, unit, supervise, state, environ, shim.
 
 package main
 
@@ -21,12 +21,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spawnWhenClear starts a main process only when nothing of an earlier run, or of ExecStartPre, is left where KillMode ends it.
+// spawnWhenClear starts a command of ExecStartPre, and the first of ExecStart, only when nothing of an earlier run or command is left
+// where KillMode ends it. SendSIGKILL=no forbids to end it: then there is no start.
 func (s *shim) spawnWhenClear(e spawn) {
+	if s.retiring {
+		s.waiting = &e // its FIFOs are not there yet
+		return
+	}
 	mode := s.svc.unit.KillMode
-	starts := e.role == roleMain || s.svc.Sub == starting
-	if !starts || mode == killProcess || mode == killNone || s.treeIsEmpty() {
+	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone || s.treeIsEmpty() {
 		s.spawn(e)
+		return
+	}
+	if !s.svc.unit.SendSIGKILL {
+		s.feed(evBusy{e.role, s.tree().list()})
 		return
 	}
 	all := scopeTree
@@ -75,6 +83,9 @@ func (s *shim) spawn(e spawn) {
 	}
 	files.commit(order)
 }
+
+// starts: the present step is the first command of ExecStart, which must never run beside another run of the service.
+func (s *shim) starts() bool { return s.svc.Sub == starting && s.svc.Step == 0 }
 
 // ending: the present step belongs to a stop, which goes on whatever the wish or the disk says.
 func (s *shim) ending() bool { return s.svc.Sub == stopping || s.svc.Sub == stopPost }
@@ -185,25 +196,21 @@ func (f *stageFiles) close() {
 	}
 }
 
-func closeFD(fd *int) {
-	if *fd >= 0 {
-		unix.Close(*fd)
-	}
-	*fd = -1
-}
-
-// openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken.
+// openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken, which
+// matters to a start only: what another command left, or a forked main process, may hold the guard of commands.
 func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, reportR: -1, pidFile: -1, pidfd: -1}
 	guard := guardControl
-	if r == roleMain {
+	if r == roleMain || s.starts() {
 		guard = guardMain
 	}
-	if f.out, err = openGuarded("out", guard); err != nil {
-		return f, err
-	}
-	if f.err, err = openGuarded("err", guard); err != nil {
-		return f, err
+	for _, end := range []struct {
+		fd   *int
+		name string
+	}{{&f.out, "out"}, {&f.err, "err"}} {
+		if *end.fd, err = openGuarded(end.name, guard); err != nil && (s.starts() || !errors.Is(err, unix.EAGAIN)) {
+			return f, err
+		}
 	}
 	if f.null, err = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		f.null = -1 // an empty /dev: stdin stays closed for lack of anything better
@@ -229,16 +236,18 @@ func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 }
 
 // openGuarded opens a FIFO as the service will have it (never through os.File, which would make it non-blocking) and locks its guard byte.
+// With EAGAIN it returns the descriptor all the same, without the lock.
 func openGuarded(name string, guard int64) (int, error) {
 	fd, err := openRetry(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return -1, fmt.Errorf("cannot open %s: %w", name, err)
 	}
-	if err := lockByte(fd, guard); err != nil {
+	err = lockByte(fd, guard)
+	if err != nil && err != unix.EAGAIN {
 		unix.Close(fd)
-		return -1, err
+		return -1, fmt.Errorf("cannot lock %s: %w", name, err)
 	}
-	return fd, nil
+	return fd, err
 }
 
 // launchStage starts the stage, inside the service's cgroup where there can be one.
@@ -293,6 +302,7 @@ func (s *shim) makeCgroup() int {
 func (s *shim) recordProcess(r role, f *stageFiles) error {
 	ref := identify(f.pid, f.pidfd)
 	p := s.process(r)
+	closeFD(&p.fd) // of one that KillMode=none or a reload left behind
 	*p = process{ref: ref, fd: f.pidfd, child: true, pending: true, seq: p.seq}
 	f.pidfd = -1
 	if r == roleControl {
@@ -475,7 +485,7 @@ func (s *shim) onNotify(m msgNotify) {
 		return
 	}
 	ev := evNotify{msg: m.msg}
-	if pid := m.msg.MainPID; pid != 0 && pid != s.main.ref.PID {
+	if pid := m.msg.MainPID; pid != 0 && pid != s.main.ref.PID && s.svc.mayChangeMain() {
 		ev.main = s.adoptMain(pid, "MAINPID")
 	}
 	s.feed(ev)

@@ -219,21 +219,25 @@ func openRecord(path string) (*recordFile, error) {
 		return nil, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
 	r := &recordFile{fd: fd}
-	if err := r.allocate(); err != nil {
+	if err := r.prepare(); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot allocate record %s: %w", path, err)
-	}
-	var ignored json.RawMessage
-	if b, err := r.content(); err == nil {
-		r.seq, _ = decodeSlots(b, &ignored) // unreadable slots: begin at 0, both are overwritten
 	}
 	return r, nil
 }
 
-func (r *recordFile) allocate() error {
+// prepare allocates the slots of a new file; of an old one it finds the sequence number.
+func (r *recordFile) prepare() error {
 	var st unix.Stat_t
-	if err := unix.Fstat(r.fd, &st); err != nil || st.Size >= 2*slotBytes {
+	if err := unix.Fstat(r.fd, &st); err != nil {
 		return err
+	}
+	if st.Size >= 2*slotBytes {
+		var ignored json.RawMessage
+		if b, err := preadSlots(r.fd); err == nil {
+			r.seq, _ = decodeSlots(b, &ignored) // unreadable slots: begin at 0, both are overwritten
+		}
+		return nil
 	}
 	err := unix.Fallocate(r.fd, 0, 0, 2*slotBytes)
 	if err == unix.EOPNOTSUPP {
@@ -242,9 +246,9 @@ func (r *recordFile) allocate() error {
 	return err
 }
 
-func (r *recordFile) content() ([]byte, error) {
+func preadSlots(fd int) ([]byte, error) {
 	b := make([]byte, 2*slotBytes)
-	n, err := unix.Pread(r.fd, b, 0)
+	n, err := unix.Pread(fd, b, 0)
 	return b[:max(n, 0)], err
 }
 
@@ -269,11 +273,15 @@ func (r *recordFile) close() { unix.Close(r.fd) }
 
 // readRecord reads a record that somebody else may own. errNoRecord or fs.ErrNotExist tell why there is none.
 func readRecord(path string, v any) error {
-	b, err := readSmall(path)
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
-	_, err = decodeSlots(b, v)
+	defer unix.Close(fd)
+	b, err := preadSlots(fd)
+	if err == nil {
+		_, err = decodeSlots(b, v)
+	}
 	return err
 }
 
@@ -324,6 +332,16 @@ func (h home) makeRunDir(name string) error {
 	}
 	r.close()
 	return nil
+}
+
+// maxText bounds one text in a record (bytes), so that the record fits its slot.
+const maxText = 512
+
+func cutText(t string) string {
+	if len(t) <= maxText {
+		return t
+	}
+	return strings.ToValidUTF8(t[:maxText], "")
 }
 
 // ---- records that are replaced

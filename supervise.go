@@ -1,7 +1,7 @@
 // Role: the state machine of one service, and its restart and start-limit policy. Pure: no I/O, no clock, no goroutine.
 // Runs in: shim (the daemon and the client use its words and its table of active states).
 // Owns: the values of a service; the shim's owner goroutine calls step.
-// Uses: unit, wire.
+// Uses: wire, value, command, unit.
 
 package main
 
@@ -105,7 +105,7 @@ const (
 	backoffFirst   = 100 * time.Millisecond
 	backoffForgets = 10 * time.Second // a run of this length starts the growing delay anew
 	shortRun       = time.Second      // with RestartSec given: runs below it count as short
-	shortRunsFree  = 5                // so many short runs before the growing delay joins in
+	shortRunsFree  = 5                // after so many short runs the growing delay joins in
 )
 
 // drainLimit bounds the wait for the last output when something that we may not end still holds the FIFO.
@@ -367,8 +367,10 @@ func (s *service) onJob(now instant, e evJob) {
 func (s *service) onStart(now instant, e evJob) {
 	s.takeJob(e)
 	switch s.Sub {
-	case dead, failed, autoRestart, unknown:
+	case dead, failed, autoRestart:
 		s.beginByHand(now)
+	case unknown: // a start must not end, nor double, what may be there; stop and restart may
+		s.finishJob(outcomeFailed, "cannot start: "+s.Reason)
 	case startPre, starting, startPost:
 		s.next = nil // the start under way answers this job
 	case running, exited, reload:
@@ -415,21 +417,26 @@ func (s *service) onRestart(now instant, e evJob) {
 }
 
 func (s *service) onReload(now instant, e evJob) {
-	s.takeJob(e)
 	switch s.Sub {
 	case running, exited:
+		s.takeJob(e)
 		if e.unit != nil {
 			s.unit = e.unit
 		}
 		if len(s.unit.ExecReload) == 0 {
 			s.finishJob(outcomeFailed, "the unit has no ExecReload")
+			s.quitIfIdle()
 			return
 		}
 		s.setState(now, reload)
-		s.Deadline = now.after(s.unit.TimeoutStartSec)
-		s.runControl(s.unit.ExecReload)
+		s.runControl(now, s.unit.ExecReload)
 	case dead, startPre, starting, startPost, autoRestart, reload, stopping, stopSigterm, stopSigkill, stopPost,
 		finalSigterm, finalSigkill, failed, unknown:
+		if s.openJob() {
+			s.Job.ID = e.id // the job under way keeps its verb, or a stop would be forgotten; its end answers this one too
+			return
+		}
+		s.takeJob(e)
 		s.finishJob(outcomeFailed, "cannot reload: the unit is "+s.Sub)
 		s.quitIfIdle()
 	}
@@ -457,7 +464,7 @@ func (s *service) begin(now instant) {
 	if s.next != nil {
 		s.unit, s.next = s.next, nil
 	}
-	if s.Job.Verb == verbRestart {
+	if s.openJob() && s.Job.Verb == verbRestart {
 		s.Job.Verb = verbStart // its stop is done
 	}
 	s.Exit, s.StatusText, s.Left, s.Killed, s.Reason = exitStatus{}, "", nil, false, ""
@@ -473,8 +480,7 @@ func (s *service) begin(now instant) {
 	}
 	s.Invocation, s.Started = now.fresh, 0
 	s.setState(now, startPre)
-	s.Deadline = now.after(s.unit.TimeoutStartSec)
-	if !s.runControl(s.unit.ExecStartPre) {
+	if !s.runControl(now, s.unit.ExecStartPre) {
 		s.enterStart(now)
 	}
 }
@@ -494,26 +500,27 @@ func (s *service) startAllowed(now instant) bool {
 }
 
 func (s *service) enterStart(now instant) {
-	deadline := s.Deadline
 	s.setState(now, starting)
-	s.Deadline = deadline // one TimeoutStartSec for the whole start, as systemd counts it for each step; here it is kept simple
 	s.RunBegan = now.boot
-	switch {
-	case len(s.unit.ExecStart) == 0: // oneshot with nothing but ExecStop
+	if len(s.unit.ExecStart) == 0 { // oneshot with nothing but ExecStop
 		s.enterStartPost(now)
-	case s.unit.Type == typeForking:
-		s.do(spawn{roleControl, s.unit.ExecStart[0]})
-	default:
-		s.do(spawn{roleMain, s.unit.ExecStart[0]})
+		return
 	}
+	s.run(now, s.startRole(), s.unit.ExecStart[0])
+}
+
+// startRole: the parent of a forking service is a control process; what it leaves becomes the main process.
+func (s *service) startRole() role {
+	if s.unit.Type == typeForking {
+		return roleControl
+	}
+	return roleMain
 }
 
 func (s *service) enterStartPost(now instant) {
-	deadline := s.Deadline
 	s.setState(now, startPost)
-	s.Deadline = deadline
-	s.Started = now.wall
-	if !s.runControl(s.unit.ExecStartPost) {
+	s.Started, s.RunBegan = now.wall, now.boot // RuntimeMaxSec counts from here
+	if !s.runControl(now, s.unit.ExecStartPost) {
 		s.enterRunning(now)
 	}
 }
@@ -521,6 +528,8 @@ func (s *service) enterStartPost(now instant) {
 // enterRunning is where a start, a reload or start-post ends: what is there decides what comes.
 func (s *service) enterRunning(now instant) {
 	switch {
+	case s.Result != resultSuccess && s.Sub == startPost: // the start has failed, so ExecStop is not run
+		s.enterSignal(now, stopSigterm)
 	case s.Result != resultSuccess:
 		s.enterStop(now)
 	case !s.Main.zero():
@@ -533,11 +542,16 @@ func (s *service) enterRunning(now instant) {
 		s.finishJob(outcomeDone, "main process unknown")
 		s.do(watch{scopeTree})
 	case s.unit.RemainAfterExit:
-		s.setState(now, exited)
-		s.do(drain{drainLimit})
+		s.enterExited(now)
 	default:
 		s.enterStop(now)
 	}
+}
+
+// enterExited: active without a process. The job is answered, and the shim goes, when the last output is in the log.
+func (s *service) enterExited(now instant) {
+	s.setState(now, exited)
+	s.do(drain{drainLimit})
 }
 
 func (s *service) runtimeDeadline() boottime {
@@ -545,12 +559,26 @@ func (s *service) runtimeDeadline() boottime {
 }
 
 // runControl starts the first command of a list; false = there is none.
-func (s *service) runControl(list []command) bool {
+func (s *service) runControl(now instant, list []command) bool {
 	if len(list) == 0 {
 		return false
 	}
-	s.do(spawn{roleControl, list[0]})
+	s.run(now, roleControl, list[0])
 	return true
+}
+
+// run starts a command of the present state. Each has its full timeout, as in systemd (man 5 systemd.service, TimeoutStopSec=).
+func (s *service) run(now instant, r role, cmd command) {
+	s.Deadline = now.after(s.timeout())
+	s.do(spawn{r, cmd})
+}
+
+// timeout is what a command of the present state may take.
+func (s *service) timeout() time.Duration {
+	if s.Sub == stopping || s.Sub == stopPost {
+		return s.unit.TimeoutStopSec
+	}
+	return s.unit.TimeoutStartSec
 }
 
 // commands is the list that the present state works through.
@@ -581,18 +609,25 @@ func (s *service) command() (command, bool) {
 }
 
 // nextCommand starts the next command of the state's list; false = that was the last.
-func (s *service) nextCommand(r role) bool {
+func (s *service) nextCommand(now instant, r role) bool {
 	list := s.commands()
 	if s.Step+1 >= len(list) {
 		return false
 	}
 	s.Step++
-	s.do(spawn{r, list[s.Step]})
+	s.run(now, r, list[s.Step])
 	return true
 }
 
+// spawned: protocol P is over for this role.
+func (s *service) spawned(r role) {
+	if s.Spawning == r {
+		s.Spawning = ""
+	}
+}
+
 func (s *service) onSpawned(now instant, e evSpawned) {
-	s.Spawning = ""
+	s.spawned(e.role)
 	if e.role != roleMain {
 		return
 	}
@@ -608,12 +643,15 @@ func (s *service) onSpawned(now instant, e evSpawned) {
 }
 
 func (s *service) onSpawnFailed(now instant, e evSpawnFailed) {
-	s.Spawning = ""
-	cmd, _ := s.command()
+	s.spawned(e.role)
+	cmd, wanted := s.command()
 	if e.role == roleMain {
-		s.Main = pidRef{}
+		s.Main, wanted = pidRef{}, s.Sub == starting
 	} else {
 		s.Control = pidRef{}
+	}
+	if !wanted { // a stop has overtaken the start: that nothing ran is as it should be
+		return
 	}
 	if e.failure.Stage == "" {
 		s.endRole(now, e.role, resultResources, e.text)
@@ -637,12 +675,23 @@ func (s *service) onSpawnFailed(now instant, e evSpawnFailed) {
 	s.endRole(now, e.role, resultExitCode, fmt.Sprintf("%s (%d/%s)", reason, exit.Status, strings.ToUpper(string(e.failure.Stage))))
 }
 
-// onBusy ends what is left of an earlier run, once; a start that finds it busy again fails.
+// onBusy: a start fails whose way is not clear, and a command of another step is left out.
 func (s *service) onBusy(now instant, e evBusy) {
-	s.Spawning = ""
-	s.fail(resultResources, "processes of an earlier run are left: "+pidList(e.left))
-	s.Left = e.left
-	s.enterSignal(now, stopSigterm)
+	s.spawned(e.role)
+	reason := "processes of an earlier run are left: " + pidList(e.left)
+	switch s.Sub {
+	case startPre, starting, startPost, stopping:
+		s.Left = e.left
+		s.fail(resultResources, reason)
+		s.enterSignal(now, stopSigterm)
+	case reload:
+		s.endReload(now, resultResources, reason)
+	case stopPost:
+		s.fail(resultResources, reason)
+		s.enterFinal(now)
+	case dead, running, exited, autoRestart, stopSigterm, stopSigkill, finalSigterm, finalSigkill, failed, unknown:
+		// a stop has overtaken it
+	}
 }
 
 func (s *service) onMain(now instant, e evMain) {
@@ -653,7 +702,7 @@ func (s *service) onMain(now instant, e evMain) {
 	case !e.ref.zero():
 		s.Main = e.ref
 		s.enterStartPost(now)
-	case e.left > 0 && s.unit.PIDFile == "":
+	case s.unit.PIDFile == "": // what is left of the tree stands for it; if nothing is, the run is over
 		s.enterStartPost(now)
 	default:
 		s.fail(resultProtocol, e.text)
@@ -665,7 +714,7 @@ func (s *service) onNotify(now instant, e evNotify) {
 	if e.msg.HasStatus {
 		s.StatusText = e.msg.Status
 	}
-	if !e.main.zero() {
+	if !e.main.zero() && s.mayChangeMain() {
 		s.Main = e.main
 	}
 	switch s.Sub {
@@ -695,6 +744,15 @@ func (s *service) onNotify(now instant, e evNotify) {
 	}
 }
 
+// mayChangeMain: MAINPID of sd_notify(3) counts in these states.
+func (s *service) mayChangeMain() bool {
+	switch s.Sub {
+	case starting, startPost, running, reload, stopping, stopSigterm:
+		return true
+	}
+	return false
+}
+
 // ---- ends of processes
 
 func (s *service) onExit(now instant, e evExit) {
@@ -704,7 +762,7 @@ func (s *service) onExit(now instant, e evExit) {
 	} else {
 		s.Control = pidRef{}
 	}
-	s.Spawning = ""
+	s.spawned(e.role)
 	s.endRole(now, e.role, result, reason)
 }
 
@@ -714,12 +772,7 @@ func (s *service) judge(e evExit) (result, reason string) {
 	if e.role == roleMain && len(s.unit.ExecStart) > 0 && s.Sub != starting {
 		cmd = s.unit.ExecStart[len(s.unit.ExecStart)-1]
 	}
-	ignore := cmd.IgnoreFailure && (e.role == roleControl || s.unit.Type != typeForking)
-	clean := e.exit.How == exitExited && e.exit.Status == 0
-	if e.role == roleMain {
-		clean = s.cleanExit(e.exit)
-	}
-	if clean || ignore {
+	if cmd.IgnoreFailure || s.cleanExit(e) {
 		return resultSuccess, ""
 	}
 	what := "main process"
@@ -746,9 +799,10 @@ func (s *service) keyOfState() string {
 	return "ExecStart"
 }
 
-// cleanExit: exit code 0, a death by HUP, INT, TERM or PIPE (not for oneshot), or what SuccessExitStatus lists.
-func (s *service) cleanExit(x exitStatus) bool {
-	set := s.unit.SuccessExitStatus
+// cleanExit: exit code 0, what SuccessExitStatus lists, or the death of a daemon by HUP, INT, TERM or PIPE: no command of an Exec key but
+// ExecStart is one, nor is a oneshot (systemd, src/core/service.c, service_sigchld_event).
+func (s *service) cleanExit(e evExit) bool {
+	x, set := e.exit, s.unit.SuccessExitStatus
 	switch x.How {
 	case exitExited:
 		return x.Status == 0 || slices.Contains(set.Codes, x.Status)
@@ -757,7 +811,7 @@ func (s *service) cleanExit(x exitStatus) bool {
 		if slices.Contains(set.Signals, sig) {
 			return true
 		}
-		if s.unit.Type == typeOneshot {
+		if s.unit.Type == typeOneshot || e.role == roleControl && s.Sub != starting {
 			return false
 		}
 		return sig == syscall.SIGHUP || sig == syscall.SIGINT || sig == syscall.SIGTERM || sig == syscall.SIGPIPE
@@ -790,28 +844,49 @@ func (s *service) endMain(now instant, result, reason string) {
 	switch s.Sub {
 	case starting:
 		s.endMainInStart(now, result, reason)
-	case startPost, reload, stopping:
+	case startPost, reload:
 		s.fail(result, reason)
+		s.noteMainEnd()
 		if s.Control.zero() && s.Spawning == "" {
-			s.finishJob(outcomeFailed, reason)
+			s.endReloadJob()
 			s.enterRunning(now)
 		}
+	case stopping:
+		s.fail(result, reason)
 	case running:
 		s.fail(result, reason)
-		if s.Reason == "" {
-			s.Reason = "main process " + exitText(s.Exit)
-		}
+		s.noteMainEnd()
 		s.enterAfterMain(now)
 	case stopSigterm, stopSigkill:
 		s.failUnlessAsked(result, reason)
-	case dead, startPre, exited, autoRestart, stopPost, finalSigterm, finalSigkill, failed, unknown:
+	case dead, failed: // KillMode=none had left it
+		s.quitIfIdle()
+	case startPre, exited, autoRestart, stopPost, finalSigterm, finalSigkill, unknown:
 		// nothing waits for it here
+	}
+}
+
+// noteMainEnd tells why the service goes down, also when it ended well.
+func (s *service) noteMainEnd() {
+	if s.Reason == "" {
+		s.Reason = "main process " + exitText(s.Exit)
+	}
+}
+
+// endReloadJob: the main process has ended under a reload.
+func (s *service) endReloadJob() {
+	if s.Job.Verb == verbReload {
+		s.finishJob(outcomeFailed, s.Reason)
 	}
 }
 
 // failUnlessAsked: how a process ends that we have just told to end is no news, unless it did so uncleanly by itself.
 func (s *service) failUnlessAsked(result, reason string) {
-	if result == resultSignal && (s.Exit.Status == int(s.unit.KillSignal) || s.Exit.Status == int(syscall.SIGKILL)) {
+	asked := s.unit.KillSignal
+	if s.Sub == stopSigkill {
+		asked = syscall.SIGKILL
+	}
+	if result == resultSignal && s.Exit.Status == int(asked) {
 		return
 	}
 	s.fail(result, reason)
@@ -820,8 +895,7 @@ func (s *service) failUnlessAsked(result, reason string) {
 // enterAfterMain: the main process has ended by itself.
 func (s *service) enterAfterMain(now instant) {
 	if s.Result == resultSuccess && s.unit.RemainAfterExit {
-		s.setState(now, exited)
-		s.do(drain{drainLimit})
+		s.enterExited(now)
 		return
 	}
 	s.enterStop(now)
@@ -833,7 +907,7 @@ func (s *service) endMainInStart(now instant, result, reason string) {
 	case s.Result != resultSuccess:
 		s.enterSignal(now, stopSigterm)
 	case s.unit.Type == typeOneshot:
-		if !s.nextCommand(roleMain) {
+		if !s.nextCommand(now, roleMain) {
 			s.enterStartPost(now)
 		}
 	case s.unit.Type == typeNotify:
@@ -861,15 +935,17 @@ func (s *service) endControl(now instant, result, reason string) {
 		s.endReload(now, result, reason)
 	case stopping:
 		s.fail(result, reason)
-		if result != resultSuccess || !s.nextCommand(roleControl) {
+		if result != resultSuccess || !s.nextCommand(now, roleControl) {
 			s.enterSignal(now, stopSigterm)
 		}
 	case stopPost:
 		s.fail(result, reason)
-		if result != resultSuccess || !s.nextCommand(roleControl) {
+		if result != resultSuccess || !s.nextCommand(now, roleControl) {
 			s.enterFinal(now)
 		}
-	case dead, running, exited, autoRestart, stopSigterm, stopSigkill, finalSigterm, finalSigkill, failed, unknown:
+	case dead, failed: // KillMode=none had left it
+		s.quitIfIdle()
+	case running, exited, autoRestart, stopSigterm, stopSigkill, finalSigterm, finalSigkill, unknown:
 		// it was told to end
 	}
 }
@@ -880,24 +956,20 @@ func (s *service) endStep(now instant, result, reason string, onward func(instan
 	switch {
 	case result != resultSuccess:
 		s.enterSignal(now, stopSigterm)
-	case !s.nextCommand(roleControl):
+	case !s.nextCommand(now, roleControl):
 		onward(now)
 	}
 }
 
 // endReload: a reload that fails leaves the service running.
 func (s *service) endReload(now instant, result, reason string) {
-	if result == resultSuccess && s.nextCommand(roleControl) {
+	if result == resultSuccess && s.nextCommand(now, roleControl) {
 		return
 	}
 	if result == resultSuccess {
 		s.finishJob(outcomeDone, "")
 	} else {
 		s.finishJob(outcomeFailed, reason)
-	}
-	if s.unit.RemainAfterExit && s.Main.zero() && s.Result == resultSuccess {
-		s.setState(now, exited)
-		return
 	}
 	s.enterRunning(now)
 }
@@ -906,17 +978,20 @@ func (s *service) endReload(now instant, result, reason string) {
 
 func (s *service) enterStop(now instant) {
 	s.setState(now, stopping)
-	s.Deadline = now.after(s.unit.TimeoutStopSec)
-	if !s.runControl(s.unit.ExecStop) {
+	if !s.runControl(now, s.unit.ExecStop) {
 		s.enterSignal(now, stopSigterm)
 	}
 }
 
-// enterSignal ends the processes of the service: stopSigterm, then stopSigkill.
+// enterSignal ends the processes of the service: stopSigterm, then stopSigkill. KillMode=none leaves them as they are.
 func (s *service) enterSignal(now instant, sub subState) {
 	s.setState(now, sub)
 	s.Spawning = ""
 	s.Deadline = now.after(s.unit.TimeoutStopSec)
+	if s.unit.KillMode == killNone {
+		s.enterStopPost(now)
+		return
+	}
 	s.signalFor(sub)
 }
 
@@ -927,44 +1002,54 @@ func (s *service) signalFor(sub subState) {
 	if force {
 		sig = syscall.SIGKILL
 	}
+	to, until := scopeTree, scopeTree
 	switch mode := s.unit.KillMode; {
-	case mode == killNone:
-		s.do(watch{scopeMain})
 	case mode == killProcess:
-		s.do(kill{scopeMain, sig})
-		s.do(watch{scopeMain})
+		to, until = scopeMain, scopeMain
 	case mode == killMixed && !force:
-		s.do(kill{scopeMain, sig})
-		s.do(watch{scopeMain})
-	default:
-		s.do(kill{scopeTree, sig})
-		s.do(watch{scopeTree})
+		to = scopeMain
+		if s.unit.SendSIGKILL { // which ends the rest as soon as the main process is gone
+			until = scopeMain
+		}
 	}
+	s.do(kill{to, sig})
+	s.do(watch{until})
 }
 
 func (s *service) onTree(now instant, e evTree) {
 	s.Left = e.left
-	if len(e.left) > 0 && s.unit.KillMode != killNone {
+	if len(e.left) > 0 {
 		return
 	}
+	killRest := s.unit.KillMode == killMixed && s.unit.SendSIGKILL
 	switch s.Sub {
 	case stopSigterm:
-		if s.unit.KillMode == killMixed {
-			s.enterSignal(now, stopSigkill) // the rest of the tree, at once
+		if killRest {
+			s.enterSignal(now, stopSigkill) // at once
 			return
 		}
 		s.enterStopPost(now)
 	case stopSigkill:
 		s.enterStopPost(now)
-	case finalSigterm, finalSigkill:
+	case finalSigterm:
+		if killRest {
+			s.enterFinalSigkill(now)
+			return
+		}
 		s.do(drain{s.drainLimit()})
+	case finalSigkill:
+		s.do(drain{s.drainLimit()})
+	case starting:
+		if s.unit.Type == typeForking && s.Control.zero() { // nobody is left to write PIDFile
+			s.do(findMain{})
+		}
 	case running:
 		if s.Main.zero() { // forking, main process never known
 			s.enterAfterMain(now)
 		}
 	case exited:
 		s.quitIfIdle()
-	case dead, startPre, starting, startPost, autoRestart, reload, stopping, stopPost, failed, unknown:
+	case dead, startPre, startPost, autoRestart, reload, stopping, stopPost, failed, unknown:
 		// an answer that came late
 	}
 }
@@ -983,22 +1068,31 @@ func (s *service) leavesProcesses() bool {
 
 func (s *service) enterStopPost(now instant) {
 	s.setState(now, stopPost)
-	s.Deadline = now.after(s.unit.TimeoutStopSec)
-	if !s.runControl(s.unit.ExecStopPost) {
+	if !s.runControl(now, s.unit.ExecStopPost) {
 		s.enterFinal(now)
 	}
 }
 
-// enterFinal ends what ExecStopPost left, then waits for the last output.
+// enterFinal ends what is still there after ExecStopPost, then waits for the last output.
 func (s *service) enterFinal(now instant) {
-	hadCommands := len(s.unit.ExecStopPost) > 0
 	s.setState(now, finalSigterm)
 	s.Deadline = now.after(s.unit.TimeoutStopSec)
-	if hadCommands && !s.leavesProcesses() && len(s.Left) == 0 {
-		s.signalFor(finalSigterm)
+	s.signalFinal()
+}
+
+// signalFinal signals no process that SIGKILL could not end, or that is to live on.
+func (s *service) signalFinal() {
+	if s.unit.KillMode == killNone || s.Control.zero() && (s.leavesProcesses() || len(s.Left) > 0) {
+		s.do(drain{s.drainLimit()})
 		return
 	}
-	s.do(drain{s.drainLimit()})
+	s.signalFor(s.Sub)
+}
+
+func (s *service) enterFinalSigkill(now instant) {
+	s.setState(now, finalSigkill)
+	s.Deadline = now.after(s.unit.TimeoutStopSec)
+	s.signalFor(finalSigkill)
 }
 
 func (s *service) onDrained(now instant) {
@@ -1017,7 +1111,7 @@ func (s *service) onDrained(now instant) {
 // enterDead closes the run: answers the job, and decides what comes next.
 func (s *service) enterDead(now instant) {
 	s.Main, s.Control = pidRef{}, pidRef{}
-	if s.leavesProcesses() {
+	if s.leavesProcesses() || len(s.Left) > 0 {
 		s.do(retire{})
 	}
 	job := s.Job
@@ -1139,27 +1233,25 @@ func (s *service) restartDelay(now instant) time.Duration {
 	if lasted >= forgets {
 		s.ShortRuns = 0
 	}
-	n := s.ShortRuns
-	if given {
-		n -= shortRunsFree
-		if lasted < shortRun {
-			s.ShortRuns++
-		}
-		if n < 0 {
-			return s.unit.RestartSec
-		}
-		return max(s.unit.RestartSec, s.jitter(backoff(n, s.unit.RestartMaxDelaySec)))
+	if given && lasted >= shortRun {
+		return s.unit.RestartSec
 	}
 	s.ShortRuns++
-	return s.jitter(backoff(n, s.unit.RestartMaxDelaySec))
+	if !given {
+		return s.jitter(backoff(s.ShortRuns-1, s.unit.RestartMaxDelaySec))
+	}
+	if s.ShortRuns < shortRunsFree {
+		return s.unit.RestartSec
+	}
+	return max(s.unit.RestartSec, s.jitter(backoff(s.ShortRuns-shortRunsFree, s.unit.RestartMaxDelaySec)))
 }
 
 // backoff is 100 ms doubled n times, at most limit.
 func backoff(n int, limit time.Duration) time.Duration {
 	d := backoffFirst
 	for range n {
-		if d >= limit {
-			break
+		if d >= limit/2 {
+			return limit
 		}
 		d *= 2
 	}
@@ -1173,7 +1265,7 @@ func (s *service) jitter(d time.Duration) time.Duration {
 	if err != nil {
 		return d
 	}
-	return d + d/10*time.Duration(int64(n)-1<<15)/(1<<15)
+	return d + time.Duration(float64(d)/10*(float64(n)/(1<<15)-1))
 }
 
 // ---- time
@@ -1203,16 +1295,27 @@ func (s *service) onTimeout(now instant) {
 		s.fail(resultTimeout, fmt.Sprintf("ExecStopPost did not end within %s (TimeoutStopSec)", s.unit.TimeoutStopSec))
 		s.enterFinal(now)
 	case finalSigterm:
-		s.setState(now, finalSigkill)
-		s.Deadline = now.after(s.unit.TimeoutStopSec)
-		s.signalFor(finalSigkill)
+		s.failIfLeft()
+		if len(s.Left) > 0 && s.unit.SendSIGKILL && s.unit.KillMode != killNone {
+			s.enterFinalSigkill(now)
+			return
+		}
+		s.enterDead(now) // also where only the last output is missing
 	case finalSigkill:
+		s.failIfLeft()
 		s.enterDead(now)
 	case autoRestart:
 		s.Restarts++
 		s.begin(now)
 	case dead, exited, failed, unknown:
 		// these have no deadline
+	}
+}
+
+// failIfLeft: the shim tells what is left before it tells the timeout.
+func (s *service) failIfLeft() {
+	if len(s.Left) > 0 {
+		s.fail(resultTimeout, fmt.Sprintf("processes did not end within %s after ExecStopPost (TimeoutStopSec)", s.unit.TimeoutStopSec))
 	}
 }
 
@@ -1238,22 +1341,27 @@ func (s *service) quitIfIdle() {
 // onAdopted continues where the shim before us was killed. What the record says is taken as it stands; what was being waited for
 // is asked for again.
 func (s *service) onAdopted(now instant, e evAdopted) {
-	if s.Spawning != "" && e.nothingRan {
+	sub := s.Sub
+	s.emitExit(now, roleMain, e.main)
+	s.emitExit(now, roleControl, e.control)
+	switch {
+	case s.Sub != sub || len(s.effects) > 0: // that has moved it on
+	case s.Spawning != "" && e.nothingRan:
 		s.respawn(now)
-		return
+	default:
+		s.resume(now)
 	}
-	if e.main != (exitStatus{}) {
-		s.emitExit(now, roleMain, e.main)
-	}
-	if e.control != (exitStatus{}) {
-		s.emitExit(now, roleControl, e.control)
-	}
-	if e.main != (exitStatus{}) || e.control != (exitStatus{}) {
-		return
-	}
+}
+
+// resume asks again for what the present state waits for.
+func (s *service) resume(now instant) {
 	switch s.Sub {
-	case startPre, startPost, reload, stopping, stopPost:
-		if s.Control.zero() && !(s.Sub == reload && s.Spawning == "") {
+	case startPre, startPost, stopping, stopPost:
+		if s.Control.zero() {
+			s.respawn(now)
+		}
+	case reload:
+		if s.Control.zero() && s.openJob() { // without a job the service reloads of its own accord
 			s.respawn(now)
 		}
 	case starting:
@@ -1264,10 +1372,12 @@ func (s *service) onAdopted(now instant, e evAdopted) {
 		}
 	case exited:
 		s.do(drain{drainLimit})
-	case stopSigterm, stopSigkill, finalSigkill:
+	case stopSigterm, stopSigkill:
 		s.signalFor(s.Sub) // again: the shim before us may have died before it sent the signal
 	case finalSigterm:
-		s.do(drain{s.drainLimit()})
+		s.signalFinal()
+	case finalSigkill:
+		s.signalFor(finalSigkill)
 	case dead, autoRestart, failed, unknown:
 		s.quitIfIdle()
 	}
@@ -1286,8 +1396,8 @@ func (s *service) adoptStart(now instant) {
 func (s *service) respawn(now instant) {
 	s.Spawning = ""
 	r := roleControl
-	if s.Sub == starting && s.unit.Type != typeForking {
-		r = roleMain
+	if s.Sub == starting {
+		r = s.startRole()
 	}
 	if r == roleMain {
 		s.Main = pidRef{}
@@ -1295,7 +1405,7 @@ func (s *service) respawn(now instant) {
 		s.Control = pidRef{}
 	}
 	if cmd, ok := s.command(); ok {
-		s.do(spawn{r, cmd})
+		s.run(now, r, cmd)
 		return
 	}
 	s.enterSignal(now, stopSigterm)
@@ -1303,7 +1413,7 @@ func (s *service) respawn(now instant) {
 
 // emitExit feeds the end of a process that nobody of us saw, or that another has reported.
 func (s *service) emitExit(now instant, r role, x exitStatus) {
-	if r == roleMain && s.Main.zero() || r == roleControl && s.Control.zero() {
+	if x == (exitStatus{}) || r == roleMain && s.Main.zero() || r == roleControl && s.Control.zero() {
 		return
 	}
 	s.onExit(now, evExit{r, x})

@@ -93,7 +93,7 @@ func readSmall(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	b := make([]byte, 0, 1024)
+	b := make([]byte, 0, 2048)
 	for {
 		n, err := unix.Read(fd, b[len(b):cap(b)])
 		if err == unix.EINTR {
@@ -276,6 +276,14 @@ func pollIn(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0
+}
+
+// closeFD closes what may be open; -1 = it is not.
+func closeFD(fd *int) {
+	if *fd >= 0 {
+		unix.Close(*fd)
+	}
+	*fd = -1
 }
 
 // ---- children
@@ -609,6 +617,39 @@ func peerAllowed(f *os.File) bool {
 	return ok
 }
 
+// openPeer returns a pidfd of the process at the other end, which for the end of a client is the one that listens; -1 where there is none
+// that we can see.
+func openPeer(f *os.File) int {
+	pidfd := -1
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1
+	}
+	_ = raw.Control(func(fd uintptr) {
+		c, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil || c.Pid <= 0 {
+			return
+		}
+		if pidfd, err = unix.PidfdOpen(int(c.Pid), 0); err != nil {
+			pidfd = -1
+		}
+	})
+	return pidfd
+}
+
+// awaitEnd waits until a process has ended, or the limit has passed.
+func awaitEnd(pidfd int, limit time.Duration) {
+	if pidfd < 0 {
+		return
+	}
+	p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for until := time.Now().Add(limit); time.Now().Before(until); {
+		if _, err := unix.Poll(p, int(time.Until(until).Milliseconds())+1); err != unix.EINTR {
+			return
+		}
+	}
+}
+
 // conn is a connection that carries JSON lines, and descriptors with them. One goroutine reads; one at a time writes.
 type conn struct {
 	f   *os.File
@@ -890,6 +931,16 @@ func isNetworkFileSystem(path string) bool {
 func isTmpfs(path string) bool {
 	var fs unix.Statfs_t
 	return unix.Statfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+}
+
+// setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
+func setOOMScore(score string) {
+	fd, err := openRetry("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = unix.Write(fd, []byte(score))
+	unix.Close(fd)
 }
 
 // clockTicks is USER_HZ: the unit of times in /proc/PID/stat, 100 on every Linux that Go runs on.
