@@ -248,7 +248,7 @@ func (m *manager) answerStatus(c *session, r request) {
 
 func (m *manager) noUnitText(name, dir string) string {
 	text := fmt.Sprintf("there is no unit %q in %s", name, dir)
-	if near := nearest(name, m.unitNames(dir)); near != "" {
+	if near := nearest(name, m.unitNames(dir)); near != "" && near != name {
 		text += fmt.Sprintf("; did you mean %q?", near)
 	}
 	return text
@@ -552,9 +552,10 @@ func (m *manager) answerReset(c *session, r request) {
 	for _, name := range names {
 		e := m.services[name]
 		switch {
-		case e == nil:
+		case e == nil && errors.Is(m.fileOf(name, r.ServiceDir, nil).err, fs.ErrNotExist):
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
+		case e == nil: // never started
 		case e.hello:
 			m.poke(e, shimFrame{Op: opReset})
 		case e.record.Sub == failed:

@@ -68,7 +68,7 @@ var noCalls = []string{"time.Sleep", "time.Tick", "time.NewTicker"}
 
 // mayCall: a client that finds the home's lock held by a daemon that does not answer yet tries again (DESIGN.md,
 // section 2); it has no descriptor to wait on.
-var mayCall = []string{"state.startAndConnect time.Sleep"}
+var mayCall = []string{"state.wait time.Sleep"}
 
 // clockCalls may not stand in pure files.
 var clockCalls = []string{"time.Now", "time.Since", "time.Until", "time.After", "time.AfterFunc", "time.NewTimer"}
