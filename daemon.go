@@ -89,11 +89,12 @@ type carried struct {
 
 // file is a parsed unit file.
 type file struct {
-	unit *unit
-	err  error
-	mod  int64
-	size int64
-	ino  uint64
+	unit    *unit
+	err     error
+	changed int64 // of the inode: a chmod counts, since modes are checked too
+	mod     int64
+	size    int64
+	ino     uint64
 }
 
 // Messages to the loop.
@@ -452,10 +453,10 @@ func (m *manager) parsed(path string, at place) *file {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)
 	old := m.files[path]
-	if err == nil && old != nil && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
+	if err == nil && old != nil && old.changed == st.Ctim.Nano() && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
 		return old
 	}
-	f := &file{mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
+	f := &file{changed: st.Ctim.Nano(), mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
 	f.unit, f.err = loadUnit(path, at)
 	if errors.Is(f.err, fs.ErrNotExist) {
 		delete(m.files, path)
@@ -870,9 +871,10 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	if msg.link != e.link {
 		return
 	}
+	met := e.hello
 	e.link, e.hello = nil, false
 	delete(m.shims, e.pid)
-	if e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
+	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
 		if e.order != nil {
 			m.startShim(e) // a wish that came while it was leaving

@@ -125,7 +125,7 @@ func detachMain(names []string) int {
 	closeInherited(3)
 	code := exitOK
 	for i, name := range names {
-		l := launch{argv: []string{shimName, name}, env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
+		l := launch{argv: shimArgs(name), env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
 		_, pidfd, err := l.start()
 		if err != nil {
@@ -138,20 +138,34 @@ func detachMain(names []string) int {
 	return code
 }
 
-// shimMain runs `diakonos-run NAME`, `-exec` or `-detach NAME…`.
+// shimArgs is the command line of a shim. A name that begins with a dash stands behind `--`.
+func shimArgs(name string) []string {
+	if strings.HasPrefix(name, "-") {
+		return []string{shimName, "--", name}
+	}
+	return []string{shimName, name}
+}
+
+// shimMain runs `diakonos-run [--] NAME`, `-exec` or `-detach NAME…`.
 func shimMain(args []string) int {
 	switch {
 	case len(args) == 1 && args[0] == "-exec":
 		return stageMain()
 	case len(args) > 1 && args[0] == "-detach":
 		return detachMain(args[1:])
+	case len(args) == 2 && args[0] == "--" && os.Getenv(homeVariable) != "":
+		return runShim(args[1])
 	case len(args) != 1 || strings.HasPrefix(args[0], "-") || os.Getenv(homeVariable) == "":
 		fmt.Fprintln(os.Stderr, "diakonos-run: this is a part of diakonos and is started by its daemon")
 		return exitUsage
 	}
-	s, err := newShim(args[0])
+	return runShim(args[0])
+}
+
+func runShim(name string) int {
+	s, err := newShim(name)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", args[0], err)
+		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
 		return exitFailed
 	}
 	s.open()
