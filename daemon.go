@@ -50,6 +50,7 @@ type manager struct {
 	jobs       *jobs
 	stale      bool // the graph does not show the catalogue
 	shims      map[int]*supervised
+	helpers    map[int]bool
 	pending    []*supervised // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
@@ -70,7 +71,7 @@ type supervised struct {
 	pid    int   // of its shim
 	child  bool  // the shim is our child
 	held   map[string]int
-	exits  []exitNote // of processes that we reaped while there was no shim
+	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
 	order  *carried // what its shim is to carry out now
@@ -207,7 +208,7 @@ func newManager(h home, mode string) (*manager, error) {
 func managerWithLock(h home, mode string) (*manager, error) {
 	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
-		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{},
+		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{},
 		clients: map[*session]bool{}, reserve: -1}
 	m.boot, m.pidns = bootIdentity()
 	m.jobs = newJobs(m.isUp, m.isDown)
@@ -718,7 +719,7 @@ func (m *manager) detach(batch []*supervised) error {
 		m.handOver(e)
 		l.argv, l.files = append(l.argv, e.name), append(l.files, uintptr(theirs))
 	}
-	_, pidfd, err := l.start()
+	pid, pidfd, err := l.start()
 	if err != nil {
 		for _, e := range batch {
 			e.link.close()
@@ -727,6 +728,7 @@ func (m *manager) detach(batch []*supervised) error {
 		return err
 	}
 	unix.Close(pidfd)
+	m.helpers[pid] = true
 	for _, e := range batch {
 		go m.readShim(e, e.link)
 	}
@@ -760,7 +762,7 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	e.gone, e.exits = nil, nil
+	e.gone = nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -825,6 +827,7 @@ func (e *supervised) letGo() {
 func (m *manager) onState(e *supervised, rec runRecord) {
 	old := e.record.Sub
 	e.record = rec
+	e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
 	e.pid = rec.ShimPID
 	if e.child && e.pid != 0 {
 		m.shims[e.pid] = e
@@ -952,10 +955,21 @@ func (m *manager) reap() {
 	}
 }
 
-// ownerOf finds the service whose main or control process this is.
+// ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
 func (m *manager) ownerOf(pid int) *supervised {
 	for _, e := range m.services {
 		if e.record.Main.PID == pid || e.record.Control.PID == pid {
+			return e
+		}
+	}
+	if m.shims[pid] != nil || m.helpers[pid] {
+		delete(m.helpers, pid)
+		return nil
+	}
+	for name, e := range m.services {
+		rec, err := m.home.readState(name, m.boot)
+		if err == nil && (rec.Main.PID == pid || rec.Control.PID == pid) {
+			e.record = rec
 			return e
 		}
 	}
@@ -968,15 +982,10 @@ func (m *manager) handExit(e *supervised, c waitedChild) {
 		ref = e.record.Control
 	}
 	note := exitNote{ref, c.exit}
-	if e.hello {
-		m.poke(e, shimFrame{Op: opExit, Exit: &note})
-		return
-	}
+	e.exits = append(e.exits, note) // kept for its successor, should this shim die before it has recorded it
 	if e.link != nil {
-		_ = e.link.send(shimFrame{Op: opExit, Exit: &note})
-		return
+		m.poke(e, shimFrame{Op: opExit, Exit: &note})
 	}
-	e.exits = append(e.exits, note)
 }
 
 // ---- adoption
