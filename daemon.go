@@ -56,9 +56,9 @@ type manager struct {
 	serviceDir string
 	killer     *asker // `kill` is under way
 	ending     bool
-	previous   daemonRecord // what daemon.json said before us
-	adopting   int          // shims that have not said hello since we started
-	reserve    int          // descriptor that is given up to answer when there is no other
+	previous   daemonRecord         // what daemon.json said before us
+	adopting   map[*supervised]bool // those whose shims have not said hello since we started
+	reserve    int                  // descriptor that is given up to answer when there is no other
 }
 
 // supervised is one service of the catalogue.
@@ -208,7 +208,7 @@ func newManager(h home, mode string) (*manager, error) {
 func managerWithLock(h home, mode string) (*manager, error) {
 	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
-		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{},
+		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
 	m.boot, m.pidns = bootIdentity()
 	m.jobs = newJobs(m.isUp, m.isDown)
@@ -801,10 +801,12 @@ func (m *manager) onShim(msg msgShim) {
 	}
 	if msg.f.Op == opHello {
 		e.hello, e.tries = true, 0
-		m.adopted()
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
+	}
+	if msg.f.Op == opHello {
+		m.adopted(e) // with the state that came along
 	}
 }
 
@@ -903,6 +905,7 @@ func (m *manager) retryShim(e *supervised) {
 		return
 	}
 	m.say("the shim of %q does not come up: it is unsupervised", e.name)
+	m.adopted(e) // nothing waits for it any more
 	if e.order != nil {
 		m.finish(e, jobFailed, "its shim cannot be started; see "+m.home.daemonLog())
 	}
@@ -1001,7 +1004,7 @@ func (m *manager) adoptAll() {
 	}
 	m.stale = true
 	m.refreshGraph()
-	if m.adopting == 0 {
+	if len(m.adopting) == 0 {
 		m.resume()
 	}
 	m.settle()
@@ -1030,7 +1033,7 @@ func (m *manager) adoptOne(name string) {
 	default:
 		return
 	}
-	m.adopting++
+	m.adopting[e] = true
 }
 
 // needsShim: the record tells of something to supervise, or cannot be read.
@@ -1044,13 +1047,13 @@ func (m *manager) needsShim(e *supervised, err error) bool {
 	return !e.orderly() || !e.record.Main.zero() || !e.record.Control.zero()
 }
 
-// adopted counts the shims that have said hello; after the last, what was interrupted goes on.
-func (m *manager) adopted() {
-	if m.adopting == 0 {
+// adopted notes that a shim has said hello; after the last, what was interrupted goes on.
+func (m *manager) adopted(e *supervised) {
+	if !m.adopting[e] {
 		return
 	}
-	m.adopting--
-	if m.adopting == 0 {
+	delete(m.adopting, e)
+	if len(m.adopting) == 0 {
 		m.resume()
 	}
 }
