@@ -24,8 +24,9 @@ const clientQueue = 256
 
 // session is one connection of a client. The loop writes into out; a goroutine carries it to the peer.
 type session struct {
-	conn *conn
-	out  chan []byte
+	conn    *conn
+	out     chan []byte
+	written chan struct{} // closed after the last answer was written, or could not be
 }
 
 // asker is one request that waits for jobs.
@@ -77,7 +78,7 @@ func (m *manager) turnAway(l *os.File) {
 
 // serve reads requests from one client and writes to it, in two goroutines that own nothing else.
 func (m *manager) serve(f *os.File) {
-	c := &session{newConn(f), make(chan []byte, clientQueue)}
+	c := &session{newConn(f), make(chan []byte, clientQueue), make(chan struct{})}
 	m.inbox <- msgClient{c}
 	go func() {
 		for b := range c.out {
@@ -88,6 +89,7 @@ func (m *manager) serve(f *os.File) {
 			}
 		}
 		f.Close()
+		close(c.written)
 	}()
 	go func() {
 		for {
@@ -473,6 +475,7 @@ func (m *manager) checkKill() {
 func (m *manager) flush(c *session) {
 	_ = c.conn.f.SetWriteDeadline(time.Now().Add(time.Second))
 	m.dropClient(c)
+	<-c.written
 }
 
 // ---- enable, disable, reset-failed, forget
@@ -568,14 +571,21 @@ func (m *manager) answerForget(c *session, r request) {
 	m.done(c, exitOK, "")
 }
 
+// errDaemonCame: killAlone is not alone any more.
+var errDaemonCame = errors.New("a daemon has been started meanwhile")
+
 // killAlone is `kill` where no daemon runs: the client holds the home's lock and does in its own process what a daemon would.
 func killAlone(h home, report func(jobLine)) error {
 	if _, err := os.Stat(h.path); errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was ever started from this home
 	}
-	lock, err := lockDirectory(h.path)
+	daemon, lock, err := h.search().next()
 	if err != nil {
-		return fmt.Errorf("cannot lock home %s: %w", h.path, err)
+		return err
+	}
+	if daemon != nil {
+		daemon.Close()
+		return errDaemonCame
 	}
 	defer unix.Close(lock)
 	m, err := managerWithLock(h, modeAuto)

@@ -880,7 +880,10 @@ func (c *client) runKill() int {
 	for range resendLimit {
 		conn, err := c.connect()
 		if errors.Is(err, errNoDaemon) {
-			return c.killAlone(t)
+			if err = killAlone(c.home, t.job); !errors.Is(err, errDaemonCame) {
+				return c.killedAlone(t, err)
+			}
+			continue
 		}
 		if err != nil {
 			return c.noDaemon(err)
@@ -905,8 +908,7 @@ func (c *client) runKill() int {
 	return c.noDaemon(errLost)
 }
 
-func (c *client) killAlone(t *teller) int {
-	err := killAlone(c.home, t.job)
+func (c *client) killedAlone(t *teller, err error) int {
 	t.finish()
 	if err != nil {
 		return c.fail(errorCode(err), err.Error())
