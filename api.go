@@ -140,7 +140,7 @@ func (m *manager) done(c *session, code int, text string, hints ...string) {
 // half of the truth.
 func (m *manager) onRequest(c *session, r request) {
 	m.send(c, reply{Proto: protocolVersion, Build: version})
-	if m.adopting > 0 {
+	if len(m.adopting) > 0 {
 		m.parked = append(m.parked, msgRequest{c, r})
 		return
 	}

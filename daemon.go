@@ -52,15 +52,16 @@ type manager struct {
 	jobs       *jobs
 	stale      bool // the graph does not show the catalogue
 	shims      map[int]*supervised
+	helpers    map[int]bool
 	pending    []*supervised // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
 	killer     *asker // `kill` is under way
 	ending     bool
-	previous   daemonRecord // what daemon.json said before us
-	parked     []msgRequest // of clients that came before all shims had said hello
-	adopting   int          // shims that have not said hello since we started
-	reserve    int          // descriptor that is given up to answer when there is no other
+	previous   daemonRecord         // what daemon.json said before us
+	parked     []msgRequest         // of clients that came before all shims had said hello
+	adopting   map[*supervised]bool // those whose shims have not said hello since we started
+	reserve    int                  // descriptor that is given up to answer when there is no other
 }
 
 // supervised is one service of the catalogue.
@@ -73,7 +74,7 @@ type supervised struct {
 	pid    int   // of its shim
 	child  bool  // the shim is our child
 	held   map[string]int
-	exits  []exitNote // of processes that we reaped while there was no shim
+	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
 	leave  bool     // it was told to leave
@@ -93,11 +94,12 @@ type carried struct {
 
 // file is a parsed unit file.
 type file struct {
-	unit *unit
-	err  error
-	mod  int64
-	size int64
-	ino  uint64
+	unit    *unit
+	err     error
+	changed int64 // of the inode: a chmod counts, since modes are checked too
+	mod     int64
+	size    int64
+	ino     uint64
 }
 
 // Messages to the loop.
@@ -213,7 +215,7 @@ func newManager(h home, mode string) (*manager, error) {
 func managerWithLock(h home, mode string) (*manager, error) {
 	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
-		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{},
+		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
 	m.boot, m.pidns = bootIdentity()
 	m.jobs = newJobs(m.isUp, m.isDown)
@@ -373,8 +375,8 @@ func (m *manager) handle(msg any) {
 	case msgRetry:
 		m.startShim(msg.e)
 	case msgAdoptEnd:
-		if m.adopting > 0 { // one that is stopped (SIGSTOP) must not hold up the others
-			m.adopting = 0
+		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
+			clear(m.adopting)
 			m.resume()
 		}
 	case msgClient:
@@ -462,10 +464,10 @@ func (m *manager) parsed(path string, at place) *file {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)
 	old := m.files[path]
-	if err == nil && old != nil && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
+	if err == nil && old != nil && old.changed == st.Ctim.Nano() && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
 		return old
 	}
-	f := &file{mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
+	f := &file{changed: st.Ctim.Nano(), mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
 	f.unit, f.err = loadUnit(path, at)
 	if errors.Is(f.err, fs.ErrNotExist) {
 		delete(m.files, path)
@@ -757,11 +759,12 @@ func (m *manager) detach(batch []*supervised) error {
 			l.argv = append(l.argv, e.name)
 		}
 	}
-	_, pidfd, err := l.start()
+	pid, pidfd, err := l.start()
 	if err != nil {
 		return err
 	}
 	closeFD(&pidfd)
+	m.helpers[pid] = true
 	for _, e := range batch {
 		go m.readShim(e, e.link)
 	}
@@ -795,7 +798,7 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	e.gone, e.exits = nil, nil
+	e.gone = nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -834,10 +837,12 @@ func (m *manager) onShim(msg msgShim) {
 	}
 	if msg.f.Op == opHello {
 		e.hello, e.tries = true, 0
-		m.adopted()
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
+	}
+	if msg.f.Op == opHello {
+		m.adopted(e) // with the state that came along
 	}
 }
 
@@ -860,6 +865,7 @@ func (e *supervised) letGo() {
 func (m *manager) onState(e *supervised, rec runRecord) {
 	old := e.record.Sub
 	e.record = rec
+	e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
 	e.pid = rec.ShimPID
 	if e.child && e.pid != 0 {
 		m.shims[e.pid] = e
@@ -898,9 +904,10 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	if msg.link != e.link {
 		return
 	}
+	met := e.hello
 	e.link, e.hello = nil, false
 	delete(m.shims, e.pid)
-	if e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
+	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
 		if e.order != nil {
 			m.startShim(e) // a wish that came while it was leaving
@@ -934,6 +941,7 @@ func (m *manager) retryShim(e *supervised) {
 		m.startShim(e)
 		return
 	}
+	m.adopted(e) // nothing waits for it any more
 	m.giveUp([]*supervised{e}, fmt.Errorf("the shim of %q does not come up; see %s", e.name, m.home.daemonLog()))
 }
 
@@ -983,10 +991,21 @@ func (m *manager) reap() {
 	}
 }
 
-// ownerOf finds the service whose main or control process this is.
+// ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
 func (m *manager) ownerOf(pid int) *supervised {
 	for _, e := range m.services {
 		if e.record.Main.PID == pid || e.record.Control.PID == pid {
+			return e
+		}
+	}
+	if m.shims[pid] != nil || m.helpers[pid] {
+		delete(m.helpers, pid)
+		return nil
+	}
+	for name, e := range m.services {
+		rec, err := m.home.readState(name, m.boot)
+		if err == nil && (rec.Main.PID == pid || rec.Control.PID == pid) {
+			e.record = rec
 			return e
 		}
 	}
@@ -999,15 +1018,10 @@ func (m *manager) handExit(e *supervised, c waitedChild) {
 		ref = e.record.Control
 	}
 	note := exitNote{ref, c.exit}
-	if e.hello {
-		m.poke(e, shimFrame{Op: opExit, Exit: &note})
-		return
-	}
+	e.exits = append(e.exits, note) // kept for its successor, should this shim die before it has recorded it
 	if e.link != nil {
-		_ = e.link.send(shimFrame{Op: opExit, Exit: &note})
-		return
+		m.poke(e, shimFrame{Op: opExit, Exit: &note})
 	}
-	e.exits = append(e.exits, note)
 }
 
 // ---- adoption
@@ -1023,7 +1037,7 @@ func (m *manager) adoptAll() {
 	}
 	m.stale = true
 	m.refreshGraph()
-	if m.adopting == 0 {
+	if len(m.adopting) == 0 {
 		m.resume()
 	} else {
 		time.AfterFunc(adoptMax, func() { m.inbox <- msgAdoptEnd{} })
@@ -1054,7 +1068,7 @@ func (m *manager) adoptOne(name string) {
 	default:
 		return
 	}
-	m.adopting++
+	m.adopting[e] = true
 }
 
 // needsShim: the record tells of something to supervise, or cannot be read.
@@ -1068,13 +1082,13 @@ func (m *manager) needsShim(e *supervised, err error) bool {
 	return !e.orderly() || !e.record.Main.zero() || !e.record.Control.zero()
 }
 
-// adopted counts the shims that have said hello; after the last, what was interrupted goes on.
-func (m *manager) adopted() {
-	if m.adopting == 0 {
+// adopted notes that a shim has said hello; after the last, what was interrupted goes on.
+func (m *manager) adopted(e *supervised) {
+	if !m.adopting[e] {
 		return
 	}
-	m.adopting--
-	if m.adopting == 0 {
+	delete(m.adopting, e)
+	if len(m.adopting) == 0 {
 		m.resume()
 	}
 }

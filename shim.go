@@ -141,7 +141,7 @@ func detachMain(names []string) int {
 	return code
 }
 
-// shimMain runs `diakonos-run NAME`, `-exec` or `-detach NAME…`.
+// shimMain runs `diakonos-run [--] NAME`, `-exec` or `-detach NAME…`.
 func shimMain(args []string) int {
 	switch {
 	case len(args) == 1 && args[0] == "-exec":
@@ -409,7 +409,25 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
 	if st, err := readStat(ref.PID); err == nil && st.state == 'Z' && st.start == ref.Start {
 		return exitOf(unix.WaitStatus(st.exitCode))
 	}
+	if s.awaitNote(p, r, ref) {
+		return exitStatus{}
+	}
 	return exitStatus{How: exitLost}
+}
+
+// awaitNote lets a process that is gone stand for as long as the daemon's note about its end may be on the way: it may have reaped it
+// after it had started us. There is no pidfd of it any more; a descriptor of nothing keeps its place.
+func (s *shim) awaitNote(p *process, r role, ref pidRef) bool {
+	if s.daemon == nil {
+		return false
+	}
+	fd, err := openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	*p = process{ref: ref, fd: fd, gone: true}
+	time.AfterFunc(statusLimit, func() { s.inbox <- msgLost{r, ref.PID} })
+	return true
 }
 
 // watchProcess sets p to a process that is not our child; its end comes as msgGone.
@@ -569,11 +587,11 @@ func (s *shim) carry(effects []effect) {
 
 // settle makes the present state durable, then visible, and sets the timer.
 func (s *shim) settle() {
+	if s.quitting = s.quitting && s.mayQuit(); s.quitting {
+		s.svc.ShimPID = 0 // who hears of the job's end sees that no shim is left
+	}
 	s.save()
 	s.armTimer()
-	if s.quitting && !s.mayQuit() {
-		s.quitting = false
-	}
 }
 
 // save writes the record if it changed, and announces it.
@@ -636,7 +654,7 @@ func (s *shim) greetDaemon() {
 	if s.pump != nil {
 		s.hold = append(s.hold, heldFD{heldOut, s.pump.fifo(streamOut)}, heldFD{heldErr, s.pump.fifo(streamErr)})
 	}
-	if s.main.fd >= 0 {
+	if s.main.fd >= 0 && !s.main.gone {
 		s.hold = append(s.hold, heldFD{heldMain, s.main.fd})
 	}
 	if s.notify.fd >= 0 {
@@ -680,7 +698,6 @@ func (s *shim) mayQuit() bool {
 
 // leave is the orderly end of the shim: the state on disk is the last word.
 func (s *shim) leave() {
-	s.svc.ShimPID = 0
 	if s.svc.Cgroup != "" {
 		removeCgroup(s.svc.Cgroup)
 		s.svc.Cgroup = ""

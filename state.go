@@ -640,13 +640,16 @@ func (h home) startDaemon(lock int, l launch) error {
 		return fmt.Errorf("cannot start the daemon: %w", err)
 	}
 	defer r.Close()
+	ignored := signal.Ignored(syscall.SIGHUP)
 	signal.Ignore(syscall.SIGHUP) // inherited: until its handlers stand, a SIGHUP must not end it
 	l.argv = []string{daemonName}
 	l.env = append(l.env, homeVariable+"="+h.path, startedVariable+"="+modeAuto)
 	l.files = []uintptr{uintptr(null), uintptr(log), uintptr(log), uintptr(lock), w.Fd()}
 	l.dir, l.setsid, l.cgroup = "/", true, -1
 	_, pidfd, err := l.start()
-	signal.Reset(syscall.SIGHUP)
+	if !ignored { // a shim goes on ignoring it
+		signal.Reset(syscall.SIGHUP)
+	}
 	w.Close()
 	if err != nil {
 		return fmt.Errorf("cannot start the daemon: %w", err)
