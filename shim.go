@@ -31,6 +31,7 @@ const (
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
+	notifyBatch = 64               // messages that are read before anything else is done
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -106,15 +107,12 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember struct{ pid int } // a process of the tree has ended
-	msgNotify struct {
-		pid int
-		msg notifyMessage
-	}
-	msgExecDone struct{ pid int }       // an adopted stage has let go of main.pid
-	msgPIDFile  struct{}                // something happened in the directory of PIDFile
-	msgBusy     struct{ waited *spawn } // leftovers did not end in time
-	msgDrainEnd struct{ token uint64 }  // drain limit
+	msgMember   struct{ pid int }            // a process of the tree has ended
+	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
+	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
+	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
+	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
+	msgDrainEnd struct{ token uint64 }       // drain limit
 	msgHealed   struct {
 		err   error
 		asker *conn
@@ -381,7 +379,13 @@ func (s *shim) adopt(h handover) {
 		s.awaitExec()
 	}
 	if s.svc.NotifyNeeded() {
-		s.openNotify(account{uid: os.Geteuid(), gid: os.Getegid()})
+		a, wrong := accountOf(s.svc.unit) // the socket is where it was for the predecessor
+		if wrong != nil {
+			a = account{uid: os.Geteuid(), gid: os.Getegid()}
+		}
+		if err := s.openNotify(a); err != nil {
+			s.warn("%v", err)
+		}
 	}
 	s.feed(ev)
 }
@@ -510,7 +514,8 @@ func (s *shim) handle(m any) {
 		delete(s.members, m.pid)
 		s.checkTree()
 	case msgNotify:
-		s.onNotify(m)
+		s.readNotify()
+		m.read <- struct{}{}
 	case msgExecDone:
 		if s.main.ref.PID == m.pid && !s.main.gone {
 			s.feed(evSpawned{roleMain})
@@ -889,6 +894,7 @@ func (s *shim) onHealed(m msgHealed) {
 
 // reap looks at all children that have ended. Each is recorded before it is reaped, so that a killed shim loses no status.
 func (s *shim) reap() {
+	s.readNotify()
 	for {
 		c, err := endedChild()
 		if err != nil || c.pid == 0 {
@@ -958,6 +964,7 @@ func (s *shim) forget(r role) {
 
 // onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
 func (s *shim) onGone(m msgGone) {
+	s.readNotify()
 	p := s.process(m.role)
 	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
 		return
