@@ -381,7 +381,10 @@ func (s *shim) adopt(h handover) {
 		s.awaitExec()
 	}
 	if s.svc.NotifyNeeded() {
-		s.openNotify(account{uid: os.Geteuid(), gid: os.Getegid()})
+		a, _ := accountOf(s.svc.unit) // a user that is gone by now: as if there were none
+		if err := s.openNotify(a); err != nil {
+			s.warn("%v", err)
+		}
 	}
 	s.feed(ev)
 }
