@@ -189,7 +189,7 @@ func (f *stageFiles) close() {
 func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, reportR: -1, pidFile: -1, pidfd: -1}
 	guard := guardControl
-	if r == roleMain {
+	if r == roleMain || s.svc.Sub == starting { // a forking ExecStart begins as control process, and what it leaves is the main process
 		guard = guardMain
 	}
 	if f.out, err = openGuarded("out", guard); err != nil {
