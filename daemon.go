@@ -696,15 +696,26 @@ func (m *manager) startShim(e *supervised) {
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
 func (m *manager) startShims() {
-	for batch := range slices.Chunk(m.pending, shimBatch) {
-		if err := m.detach(batch); err != nil {
-			m.say("cannot start shims: %v", err)
-			for _, e := range batch {
-				m.retryShim(e)
-			}
+	for len(m.pending) > 0 { // a start that failed at once is planned anew
+		list := m.pending
+		m.pending = nil
+		for batch := range slices.Chunk(list, shimBatch) {
+			m.startBatch(batch)
 		}
 	}
-	m.pending = nil
+}
+
+// startBatch halves a batch that does not start: what is scarce may suffice for some.
+func (m *manager) startBatch(batch []*supervised) {
+	err := m.detach(batch)
+	switch half := len(batch) / 2; {
+	case err == nil:
+	case half > 0:
+		m.startBatch(batch[:half])
+		m.startBatch(batch[half:])
+	default:
+		m.retryShim(batch[0], err)
+	}
 }
 
 // detach makes a socket pair for each shim, writes into it what the shim must know, and lets a helper start them.
@@ -720,6 +731,7 @@ func (m *manager) detach(batch []*supervised) error {
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
 		if err != nil {
+			dropLinks(batch)
 			return err
 		}
 		defer unix.Close(theirs)
@@ -729,18 +741,26 @@ func (m *manager) detach(batch []*supervised) error {
 	}
 	pid, pidfd, err := l.start()
 	if err != nil {
-		for _, e := range batch {
-			e.link.close()
-			e.link = nil
-		}
+		dropLinks(batch)
 		return err
 	}
 	unix.Close(pidfd)
 	m.helpers[pid] = true
 	for _, e := range batch {
+		e.gone = nil
 		go m.readShim(e, e.link)
 	}
 	return nil
+}
+
+// dropLinks: no shim was started. What was handed over is still ours.
+func dropLinks(batch []*supervised) {
+	for _, e := range batch {
+		if e.link != nil {
+			e.link.close()
+			e.link = nil
+		}
+	}
 }
 
 // shimEnvironment is our own, less what belongs to a service that we may run in, and what shims need.
@@ -770,7 +790,6 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	e.gone = nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -892,7 +911,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		}
 	}
 	m.collectOrphans(e)
-	m.retryShim(e)
+	m.retryShim(e, errNoHello)
 }
 
 // orderly: the last state of the shim was its farewell.
@@ -906,17 +925,20 @@ func (e *supervised) orderly() bool {
 	return false
 }
 
+// errNoHello: a shim was started and ended, or was killed.
+var errNoHello = errors.New("it ends at once")
+
 // retryShim starts a successor at once, and gives up on one that never comes to its hello.
-func (m *manager) retryShim(e *supervised) {
+func (m *manager) retryShim(e *supervised, cause error) {
 	e.tries++
 	if e.tries < shimTries {
 		m.startShim(e)
 		return
 	}
-	m.say("the shim of %q does not come up: it is unsupervised", e.name)
+	m.say("the shim of %q does not come up (%v): it is unsupervised", e.name, cause)
 	m.adopted(e) // nothing waits for it any more
 	if e.order != nil {
-		m.finish(e, jobFailed, "its shim cannot be started; see "+m.home.daemonLog())
+		m.finish(e, jobFailed, fmt.Sprintf("its shim cannot be started: %v; see %s", cause, m.home.daemonLog()))
 	}
 	e.tries = 0
 }
