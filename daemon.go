@@ -706,30 +706,25 @@ func (m *manager) startShim(e *supervised) {
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
 func (m *manager) startShims() {
-	pending := m.pending
-	m.pending = nil
-	for batch := range slices.Chunk(pending, shimBatch) {
-		if err := m.detach(batch); err != nil {
-			m.giveUp(batch, fmt.Errorf("cannot start a shim: %w", err))
+	for len(m.pending) > 0 { // a start that failed at once is planned anew
+		list := m.pending
+		m.pending = nil
+		for batch := range slices.Chunk(list, shimBatch) {
+			m.startBatch(batch)
 		}
 	}
 }
 
-// giveUp fails the orders of services whose shim cannot be started. What runs is tried again later: it must not stay unsupervised.
-func (m *manager) giveUp(batch []*supervised, err error) {
-	m.say("%v", err)
-	for _, e := range batch {
-		if e.link != nil {
-			e.link.close()
-			e.link = nil
-		}
-		e.tries = 0
-		if e.order != nil {
-			m.finish(e, jobFailed, err.Error())
-		}
-		if !e.orderly() {
-			time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
-		}
+// startBatch halves a batch that does not start: what is scarce may suffice for some.
+func (m *manager) startBatch(batch []*supervised) {
+	err := m.detach(batch)
+	switch half := len(batch) / 2; {
+	case err == nil:
+	case half > 0:
+		m.startBatch(batch[:half])
+		m.startBatch(batch[half:])
+	default:
+		m.retryShim(batch[0], err)
 	}
 }
 
@@ -749,6 +744,7 @@ func (m *manager) detach(batch []*supervised) error {
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
 		if err != nil {
+			dropLinks(batch)
 			return err
 		}
 		defer unix.Close(theirs)
@@ -761,14 +757,26 @@ func (m *manager) detach(batch []*supervised) error {
 	}
 	pid, pidfd, err := l.start()
 	if err != nil {
+		dropLinks(batch)
 		return err
 	}
 	closeFD(&pidfd)
 	m.helpers[pid] = true
 	for _, e := range batch {
+		e.gone = nil
 		go m.readShim(e, e.link)
 	}
 	return nil
+}
+
+// dropLinks: no shim was started. What was handed over is still ours.
+func dropLinks(batch []*supervised) {
+	for _, e := range batch {
+		if e.link != nil {
+			e.link.close()
+			e.link = nil
+		}
+	}
 }
 
 // shimEnvironment is our own, less what belongs to a service that we may run in, and what shims need.
@@ -798,7 +806,6 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	e.gone = nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -920,7 +927,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		}
 	}
 	m.collectOrphans(e)
-	m.retryShim(e)
+	m.retryShim(e, errNoHello)
 }
 
 // orderly: the last state of the shim was its farewell.
@@ -934,15 +941,25 @@ func (e *supervised) orderly() bool {
 	return false
 }
 
+// errNoHello: a shim was started and ended, or was killed.
+var errNoHello = errors.New("it ends at once")
+
 // retryShim starts a successor at once, and gives up on one that never comes to its hello.
-func (m *manager) retryShim(e *supervised) {
+func (m *manager) retryShim(e *supervised, cause error) {
 	e.tries++
 	if e.tries < shimTries {
 		m.startShim(e)
 		return
 	}
+	m.say("the shim of %q does not come up (%v): it is unsupervised", e.name, cause)
 	m.adopted(e) // nothing waits for it any more
-	m.giveUp([]*supervised{e}, fmt.Errorf("the shim of %q does not come up; see %s", e.name, m.home.daemonLog()))
+	if e.order != nil {
+		m.finish(e, jobFailed, fmt.Sprintf("its shim cannot be started: %v; see %s", cause, m.home.daemonLog()))
+	}
+	e.tries = 0
+	if !e.orderly() {
+		time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
+	}
 }
 
 // connectShim connects to a live shim of an earlier daemon.
