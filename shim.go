@@ -58,6 +58,7 @@ type shim struct {
 	watching *scope
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
+	early    []kill       // signals for a stage, which would not hear them: sent when it has become the service
 	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
@@ -385,6 +386,7 @@ func (s *shim) adopt(h handover) {
 		ev.control = exitStatus{}
 	}
 	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
+		s.main.pending = true
 		s.awaitExec()
 	}
 	if s.svc.NotifyNeeded() {
@@ -502,7 +504,9 @@ func (s *shim) handle(m any) {
 		s.onNotify(m)
 	case msgExecDone:
 		if s.main.ref.PID == m.pid && !s.main.gone {
+			s.main.pending = false
 			s.feed(evSpawned{roleMain})
+			s.sendEarly()
 		}
 	case msgPIDFile:
 		s.lookForMain()
@@ -944,6 +948,7 @@ func (s *shim) forget(r role) {
 	if r == roleMain {
 		_ = unix.Unlink("main.pid")
 	}
+	s.sendEarly()
 }
 
 // onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
@@ -1002,6 +1007,10 @@ func (s *shim) tree() tree {
 
 // kill sends a signal to the main and control process or to the whole tree.
 func (s *shim) kill(e kill) {
+	if e.signal != syscall.SIGKILL && (s.main.pending || s.control.pending) {
+		s.early = append(s.early, e) // a stage ignores it, as we do, until it has reset its signals: it would be lost
+		return
+	}
 	if e.scope == scopeMain {
 		s.signalOne(&s.main, e.signal)
 		s.signalOne(&s.control, e.signal)
@@ -1011,6 +1020,15 @@ func (s *shim) kill(e kill) {
 		return
 	}
 	s.tree().signal(e.signal)
+}
+
+// sendEarly sends what came too early for a stage. If that is gone, what is left gets it.
+func (s *shim) sendEarly() {
+	early := s.early
+	s.early = nil
+	for _, e := range early {
+		s.kill(e)
+	}
 }
 
 func (s *shim) signalOne(p *process, sig syscall.Signal) {

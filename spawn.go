@@ -363,6 +363,7 @@ func (s *shim) onReport(m msgReport) {
 	ok, failure := decodeStageReport(m.text)
 	if ok {
 		s.feed(evSpawned{m.role})
+		s.sendEarly()
 		s.reap()
 		return
 	}
