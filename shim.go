@@ -21,12 +21,13 @@ import (
 )
 
 const (
-	linkFD      = 3               // the shim's end of the socket pair with the daemon that started it
-	shimThreads = 1               // beside those that the runtime has at once: 6 in all
-	shimGC      = 20              // percent: with the default the heap would grow to 4 MiB before the first collection
-	lockLimit   = 2 * time.Second // for a predecessor to be gone
-	statusLimit = time.Second     // for the exit status of an adopted process to come from who reaped it
-	busyLimit   = 5 * time.Second // for leftovers to die of SIGKILL before a start is given up
+	linkFD      = 3                      // the shim's end of the socket pair with the daemon that started it
+	shimThreads = 1                      // beside those that the runtime has at once: 6 in all
+	shimGC      = 20                     // percent: with the default the heap would grow to 4 MiB before the first collection
+	lockLimit   = 2 * time.Second        // for a predecessor to be gone
+	statusLimit = time.Second            // for the exit status of an adopted process to come from who reaped it
+	lateLimit   = 200 * time.Millisecond // for an exit that the daemon has told already to come through
+	busyLimit   = 5 * time.Second        // for leftovers to die of SIGKILL before a start is given up
 	healFirst   = 100 * time.Millisecond
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
@@ -59,6 +60,7 @@ type shim struct {
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
 	early    []kill       // signals for a stage, which would not hear them: sent when it has become the service
+	aside    []any        // messages that came while lateExit waited for another
 	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
@@ -259,6 +261,10 @@ func (s *shim) open() {
 	}
 	s.adopt(handed)
 	s.greetDaemon()
+	for _, m := range s.aside {
+		s.handle(m)
+	}
+	s.aside = nil
 	s.settle()
 }
 
@@ -418,7 +424,31 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
 	if st, err := readStat(ref.PID); err == nil && st.state == 'Z' && st.start == ref.Start {
 		return exitOf(unix.WaitStatus(st.exitCode))
 	}
+	if x, ok := s.lateExit(ref); ok {
+		return x
+	}
 	return exitStatus{How: exitLost}
+}
+
+// lateExit waits for an exit that the daemon saw after it had greeted us: it tells before it reaps, so the word is on its way. Other
+// messages are kept in order.
+func (s *shim) lateExit(ref pidRef) (exitStatus, bool) {
+	if s.daemon == nil {
+		return exitStatus{}, false
+	}
+	limit := time.After(lateLimit)
+	for {
+		select {
+		case m := <-s.inbox:
+			f, ok := m.(msgFrame)
+			if ok && f.f.Op == opExit && f.f.Exit != nil && f.f.Exit.Ref.PID == ref.PID && (f.f.Exit.Ref.Start == 0 || f.f.Exit.Ref.Start == ref.Start) {
+				return f.f.Exit.Exit, true
+			}
+			s.aside = append(s.aside, m)
+		case <-limit:
+			return exitStatus{}, false
+		}
+	}
 }
 
 // watchProcess sets p to a process that is not our child; its end comes as msgGone.
