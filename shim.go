@@ -376,6 +376,7 @@ func (s *shim) adopt(h handover) {
 		ev.control = exitStatus{}
 	}
 	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
+		s.main.pending = true
 		s.awaitExec()
 	}
 	if s.svc.NotifyNeeded() {
@@ -518,7 +519,9 @@ func (s *shim) handle(m any) {
 		m.read <- struct{}{}
 	case msgExecDone:
 		if s.main.ref.PID == m.pid && !s.main.gone {
+			s.main.pending = false
 			s.feed(evSpawned{roleMain})
+			s.payOwed()
 		}
 	case msgPIDFile:
 		s.lookForMain()
@@ -960,6 +963,7 @@ func (s *shim) forget(r role) {
 	if r == roleMain {
 		_ = unix.Unlink("main.pid")
 	}
+	s.payOwed()
 }
 
 // onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
