@@ -54,7 +54,8 @@ type manager struct {
 	pending    []*supervised // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
-	killer     *asker // `kill` is under way
+	killer     *asker       // `kill` is under way
+	parked     []msgRequest // `forget` of units whose shim is about to end
 	ending     bool
 	previous   daemonRecord         // what daemon.json said before us
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
@@ -356,6 +357,7 @@ func (m *manager) settle() {
 		}
 	}
 	m.startShims()
+	m.unpark()
 	m.checkKill()
 }
 
