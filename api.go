@@ -573,24 +573,54 @@ func (m *manager) answerReset(c *session, r request) {
 func (m *manager) answerForget(c *session, r request) {
 	for _, name := range r.Names {
 		e := m.services[name]
-		if e == nil {
+		switch {
+		case e == nil:
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
-		}
-		if !m.isDown(name) || e.link != nil || m.jobs.job(name) != nil || lockIsTaken(m.home.runDir(name)) {
+		case !m.isDown(name) || m.jobs.job(name) != nil:
 			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
 			return
+		case e.link != nil || e.child && lockIsTaken(m.home.runDir(name)):
+			m.parked = append(m.parked, msgRequest{c, r}) // its end will wake us
+			return
+		case lockIsTaken(m.home.runDir(name)):
+			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim is still there", name))
+			return
 		}
-		if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+	}
+	for _, name := range r.Names {
+		if err := m.forget(name); err != nil {
 			m.done(c, exitFailed, err.Error())
 			return
 		}
-		e.letGo()
-		delete(m.services, name)
-		delete(m.broken, name)
-		m.stale = true
 	}
 	m.done(c, exitOK, "")
+}
+
+func (m *manager) forget(name string) error {
+	e := m.services[name]
+	if e == nil {
+		return nil // named twice
+	}
+	if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+		return err
+	}
+	e.letGo()
+	delete(m.services, name)
+	delete(m.broken, name)
+	m.stale = true
+	return nil
+}
+
+// unpark tries again what waited for a shim to end.
+func (m *manager) unpark() {
+	list := m.parked
+	m.parked = nil
+	for _, p := range list {
+		if m.clients[p.c] {
+			m.answerForget(p.c, p.r)
+		}
+	}
 }
 
 // errDaemonCame: killAlone is not alone any more.

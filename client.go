@@ -1137,7 +1137,7 @@ func (c *client) showDaemon(d *daemonStatus) {
 		return
 	}
 	c.out.daemonScreen(d)
-	if own := buildText(); d.Running && d.Version != own {
+	if own := version; d.Running && d.Version != own {
 		c.warn("this client is of another version: " + own)
 	}
 }

@@ -56,7 +56,8 @@ type manager struct {
 	pending    []*supervised // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
-	killer     *asker // `kill` is under way
+	killer     *asker       // `kill` is under way
+	parked     []msgRequest // `forget` of units whose shim is about to end
 	ending     bool
 	previous   daemonRecord         // what daemon.json said before us
 	parked     []msgRequest         // of clients that came before all shims had said hello
@@ -361,6 +362,7 @@ func (m *manager) settle() {
 		}
 	}
 	m.startShims()
+	m.unpark()
 	m.checkKill()
 }
 
