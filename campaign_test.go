@@ -112,6 +112,7 @@ func TestKillCampaign(t *testing.T) {
 		c.round()
 		if c.strikes%15 == 0 {
 			c.checkLogs()
+			t.Logf("%d kills after %.0f s", c.strikes, time.Since(c.began).Seconds()) // for a run that is cut off
 		}
 	}
 	c.finish()
