@@ -612,13 +612,16 @@ func (m *manager) forget(name string) error {
 	return nil
 }
 
-// unpark tries again what waited for a shim to end.
+// unpark tries again what had to wait.
 func (m *manager) unpark() {
+	if len(m.adopting) > 0 {
+		return
+	}
 	list := m.parked
 	m.parked = nil
 	for _, p := range list {
 		if m.clients[p.c] {
-			m.answerForget(p.c, p.r)
+			m.answer(p.c, p.r)
 		}
 	}
 }

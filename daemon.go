@@ -56,11 +56,10 @@ type manager struct {
 	pending    []*supervised // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
-	killer     *asker       // `kill` is under way
-	parked     []msgRequest // `forget` of units whose shim is about to end
+	killer     *asker // `kill` is under way
 	ending     bool
 	previous   daemonRecord         // what daemon.json said before us
-	parked     []msgRequest         // of clients that came before all shims had said hello
+	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
 	reserve    int                  // descriptor that is given up to answer when there is no other
 }
@@ -1132,10 +1131,7 @@ func (m *manager) resume() {
 		m.startEnabled()
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
-	for _, p := range m.parked {
-		m.answer(p.c, p.r)
-	}
-	m.parked = nil
+	m.unpark()
 }
 
 // openWish is what is still to be done for a service; "" = nothing.
