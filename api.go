@@ -24,8 +24,9 @@ const clientQueue = 256
 
 // session is one connection of a client. The loop writes into out; a goroutine carries it to the peer.
 type session struct {
-	conn *conn
-	out  chan []byte
+	conn    *conn
+	out     chan []byte
+	written chan struct{} // closed after the last answer was written, or could not be
 }
 
 // asker is one request that waits for jobs.
@@ -77,7 +78,7 @@ func (m *manager) turnAway(l *os.File) {
 
 // serve reads requests from one client and writes to it, in two goroutines that own nothing else.
 func (m *manager) serve(f *os.File) {
-	c := &session{newConn(f), make(chan []byte, clientQueue)}
+	c := &session{newConn(f), make(chan []byte, clientQueue), make(chan struct{})}
 	m.inbox <- msgClient{c}
 	go func() {
 		for b := range c.out {
@@ -88,6 +89,7 @@ func (m *manager) serve(f *os.File) {
 			}
 		}
 		f.Close()
+		close(c.written)
 	}()
 	go func() {
 		for {
@@ -134,15 +136,25 @@ func (m *manager) done(c *session, code int, text string, hints ...string) {
 	m.send(c, reply{Done: &outcome{Code: code, Error: text, Hints: hints}})
 }
 
-// onRequest answers one request. A panic costs this request, not the daemon.
+// onRequest takes one request. It is answered once all shims of the daemon before us have told their state, so that no answer is
+// half of the truth.
 func (m *manager) onRequest(c *session, r request) {
+	m.send(c, reply{Proto: protocolVersion, Build: version})
+	if len(m.adopting) > 0 {
+		m.parked = append(m.parked, msgRequest{c, r})
+		return
+	}
+	m.answer(c, r)
+}
+
+// answer answers one request. A panic costs this request, not the daemon.
+func (m *manager) answer(c *session, r request) {
 	defer func() {
 		if p := recover(); p != nil {
 			m.say("internal error: request %q: %v", r.Verb, p)
 			m.done(c, exitFailed, fmt.Sprintf("internal error: %v", p))
 		}
 	}()
-	m.send(c, reply{Proto: protocolVersion, Build: version})
 	if m.serviceDir == "" {
 		m.serviceDir = r.ServiceDir
 	}
@@ -236,7 +248,7 @@ func (m *manager) answerStatus(c *session, r request) {
 
 func (m *manager) noUnitText(name, dir string) string {
 	text := fmt.Sprintf("there is no unit %q in %s", name, dir)
-	if near := nearest(name, m.unitNames(dir)); near != "" {
+	if near := nearest(name, m.unitNames(dir)); near != "" && near != name {
 		text += fmt.Sprintf("; did you mean %q?", near)
 	}
 	return text
@@ -484,6 +496,7 @@ func (m *manager) checkKill() {
 func (m *manager) flush(c *session) {
 	_ = c.conn.f.SetWriteDeadline(time.Now().Add(time.Second))
 	m.dropClient(c)
+	<-c.written
 }
 
 // ---- enable, disable, reset-failed, forget
@@ -539,9 +552,10 @@ func (m *manager) answerReset(c *session, r request) {
 	for _, name := range names {
 		e := m.services[name]
 		switch {
-		case e == nil:
+		case e == nil && errors.Is(m.fileOf(name, r.ServiceDir, nil).err, fs.ErrNotExist):
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
+		case e == nil: // never started
 		case e.hello:
 			m.poke(e, shimFrame{Op: opReset})
 		case e.record.Sub == failed:
@@ -559,34 +573,74 @@ func (m *manager) answerReset(c *session, r request) {
 func (m *manager) answerForget(c *session, r request) {
 	for _, name := range r.Names {
 		e := m.services[name]
-		if e == nil {
+		switch {
+		case e == nil:
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
-		}
-		if !m.isDown(name) || e.link != nil || m.jobs.job(name) != nil || lockIsTaken(m.home.runDir(name)) {
+		case !m.isDown(name) || m.jobs.job(name) != nil:
 			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
 			return
+		case e.link != nil || e.child && lockIsTaken(m.home.runDir(name)):
+			m.parked = append(m.parked, msgRequest{c, r}) // its end will wake us
+			return
+		case lockIsTaken(m.home.runDir(name)):
+			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim is still there", name))
+			return
 		}
-		if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+	}
+	for _, name := range r.Names {
+		if err := m.forget(name); err != nil {
 			m.done(c, exitFailed, err.Error())
 			return
 		}
-		e.letGo()
-		delete(m.services, name)
-		delete(m.broken, name)
-		m.stale = true
 	}
 	m.done(c, exitOK, "")
 }
+
+func (m *manager) forget(name string) error {
+	e := m.services[name]
+	if e == nil {
+		return nil // named twice
+	}
+	if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+		return err
+	}
+	e.letGo()
+	delete(m.services, name)
+	delete(m.broken, name)
+	m.stale = true
+	return nil
+}
+
+// unpark tries again what had to wait.
+func (m *manager) unpark() {
+	if len(m.adopting) > 0 {
+		return
+	}
+	list := m.parked
+	m.parked = nil
+	for _, p := range list {
+		if m.clients[p.c] {
+			m.answer(p.c, p.r)
+		}
+	}
+}
+
+// errDaemonCame: killAlone is not alone any more.
+var errDaemonCame = errors.New("a daemon has been started meanwhile")
 
 // killAlone is `kill` where no daemon runs: the client holds the home's lock and does in its own process what a daemon would.
 func killAlone(h home, report func(jobLine)) error {
 	if _, err := os.Stat(h.path); errors.Is(err, fs.ErrNotExist) {
 		return nil // nothing was ever started from this home
 	}
-	lock, err := lockDirectory(h.path)
+	daemon, lock, err := h.search().next()
 	if err != nil {
-		return fmt.Errorf("cannot lock home %s: %w", h.path, err)
+		return err
+	}
+	if daemon != nil {
+		daemon.Close()
+		return errDaemonCame
 	}
 	defer unix.Close(lock)
 	m, err := managerWithLock(h, modeAuto)

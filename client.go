@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: wire, value, unit, log, deps, state, tree, api, render.
+// Uses: wire, value, sys, unit, log, deps, state, tree, api, render.
 
 package main
 
@@ -880,7 +880,10 @@ func (c *client) runKill() int {
 	for range resendLimit {
 		conn, err := c.connect()
 		if errors.Is(err, errNoDaemon) {
-			return c.killAlone(t)
+			if err = killAlone(c.home, t.job); !errors.Is(err, errDaemonCame) {
+				return c.killedAlone(t, err)
+			}
+			continue
 		}
 		if err != nil {
 			return c.noDaemon(err)
@@ -905,8 +908,7 @@ func (c *client) runKill() int {
 	return c.noDaemon(errLost)
 }
 
-func (c *client) killAlone(t *teller) int {
-	err := killAlone(c.home, t.job)
+func (c *client) killedAlone(t *teller, err error) int {
 	t.finish()
 	if err != nil {
 		return c.fail(errorCode(err), err.Error())
@@ -1135,7 +1137,7 @@ func (c *client) showDaemon(d *daemonStatus) {
 		return
 	}
 	c.out.daemonScreen(d)
-	if own := buildText(); d.Running && d.Version != own {
+	if own := version; d.Running && d.Version != own {
 		c.warn("this client is of another version: " + own)
 	}
 }

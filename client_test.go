@@ -1141,7 +1141,7 @@ func TestDaemonStatusExitCodes(t *testing.T) {
 	if code != exitNotActive || errs != "" {
 		t.Errorf("code %d, stderr %q", code, errs)
 	}
-	f = newFake(t, dyingDaemon(helloReply, reply{Daemon: &daemonStatus{Running: true, Version: buildText(), Home: "/h"}}, doneReply(exitOK)))
+	f = newFake(t, dyingDaemon(helloReply, reply{Daemon: &daemonStatus{Running: true, Version: version, Home: "/h"}}, doneReply(exitOK)))
 	f.json = true
 	code, out, errs = f.run("daemon-status")
 	var got daemonStatus

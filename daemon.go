@@ -25,7 +25,7 @@ import (
 const (
 	shimBatch   = 64               // shims that one helper starts: bounded by descriptors, not by time
 	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
-	adoptMax    = 5 * time.Second  // for live shims to answer; then what was interrupted goes on without them
+	adoptMax    = 2 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
@@ -52,14 +52,16 @@ type manager struct {
 	jobs       *jobs
 	stale      bool // the graph does not show the catalogue
 	shims      map[int]*supervised
+	helpers    map[int]bool
 	pending    []*supervised // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
 	killer     *asker // `kill` is under way
 	ending     bool
-	previous   daemonRecord // what daemon.json said before us
-	adopting   int          // shims that have not said hello since we started
-	reserve    int          // descriptor that is given up to answer when there is no other
+	previous   daemonRecord         // what daemon.json said before us
+	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
+	adopting   map[*supervised]bool // those whose shims have not said hello since we started
+	reserve    int                  // descriptor that is given up to answer when there is no other
 }
 
 // supervised is one service of the catalogue.
@@ -72,7 +74,7 @@ type supervised struct {
 	pid    int   // of its shim
 	child  bool  // the shim is our child
 	held   map[string]int
-	exits  []exitNote // of processes that we reaped while there was no shim
+	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
 	leave  bool     // it was told to leave
@@ -92,11 +94,12 @@ type carried struct {
 
 // file is a parsed unit file.
 type file struct {
-	unit *unit
-	err  error
-	mod  int64
-	size int64
-	ino  uint64
+	unit    *unit
+	err     error
+	changed int64 // of the inode: a chmod counts, since modes are checked too
+	mod     int64
+	size    int64
+	ino     uint64
 }
 
 // Messages to the loop.
@@ -212,7 +215,7 @@ func newManager(h home, mode string) (*manager, error) {
 func managerWithLock(h home, mode string) (*manager, error) {
 	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
-		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{},
+		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
 	m.boot, m.pidns = bootIdentity()
 	m.jobs = newJobs(m.isUp, m.isDown)
@@ -358,6 +361,7 @@ func (m *manager) settle() {
 		}
 	}
 	m.startShims()
+	m.unpark()
 	m.checkKill()
 }
 
@@ -372,8 +376,8 @@ func (m *manager) handle(msg any) {
 	case msgRetry:
 		m.startShim(msg.e)
 	case msgAdoptEnd:
-		if m.adopting > 0 { // one that is stopped (SIGSTOP) must not hold up the others
-			m.adopting = 0
+		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
+			clear(m.adopting)
 			m.resume()
 		}
 	case msgClient:
@@ -461,10 +465,10 @@ func (m *manager) parsed(path string, at place) *file {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)
 	old := m.files[path]
-	if err == nil && old != nil && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
+	if err == nil && old != nil && old.changed == st.Ctim.Nano() && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
 		return old
 	}
-	f := &file{mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
+	f := &file{changed: st.Ctim.Nano(), mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
 	f.unit, f.err = loadUnit(path, at)
 	if errors.Is(f.err, fs.ErrNotExist) {
 		delete(m.files, path)
@@ -703,30 +707,25 @@ func (m *manager) startShim(e *supervised) {
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
 func (m *manager) startShims() {
-	pending := m.pending
-	m.pending = nil
-	for batch := range slices.Chunk(pending, shimBatch) {
-		if err := m.detach(batch); err != nil {
-			m.giveUp(batch, fmt.Errorf("cannot start a shim: %w", err))
+	for len(m.pending) > 0 { // a start that failed at once is planned anew
+		list := m.pending
+		m.pending = nil
+		for batch := range slices.Chunk(list, shimBatch) {
+			m.startBatch(batch)
 		}
 	}
 }
 
-// giveUp fails the orders of services whose shim cannot be started. What runs is tried again later: it must not stay unsupervised.
-func (m *manager) giveUp(batch []*supervised, err error) {
-	m.say("%v", err)
-	for _, e := range batch {
-		if e.link != nil {
-			e.link.close()
-			e.link = nil
-		}
-		e.tries = 0
-		if e.order != nil {
-			m.finish(e, jobFailed, err.Error())
-		}
-		if !e.orderly() {
-			time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
-		}
+// startBatch halves a batch that does not start: what is scarce may suffice for some.
+func (m *manager) startBatch(batch []*supervised) {
+	err := m.detach(batch)
+	switch half := len(batch) / 2; {
+	case err == nil:
+	case half > 0:
+		m.startBatch(batch[:half])
+		m.startBatch(batch[half:])
+	default:
+		m.retryShim(batch[0], err)
 	}
 }
 
@@ -746,6 +745,7 @@ func (m *manager) detach(batch []*supervised) error {
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
 		if err != nil {
+			dropLinks(batch)
 			return err
 		}
 		defer unix.Close(theirs)
@@ -756,15 +756,28 @@ func (m *manager) detach(batch []*supervised) error {
 			l.argv = append(l.argv, e.name)
 		}
 	}
-	_, pidfd, err := l.start()
+	pid, pidfd, err := l.start()
 	if err != nil {
+		dropLinks(batch)
 		return err
 	}
 	closeFD(&pidfd)
+	m.helpers[pid] = true
 	for _, e := range batch {
+		e.gone = nil
 		go m.readShim(e, e.link)
 	}
 	return nil
+}
+
+// dropLinks: no shim was started. What was handed over is still ours.
+func dropLinks(batch []*supervised) {
+	for _, e := range batch {
+		if e.link != nil {
+			e.link.close()
+			e.link = nil
+		}
+	}
 }
 
 // shimEnvironment is our own, less what belongs to a service that we may run in, and what shims need.
@@ -794,7 +807,6 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	e.gone, e.exits = nil, nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -833,10 +845,12 @@ func (m *manager) onShim(msg msgShim) {
 	}
 	if msg.f.Op == opHello {
 		e.hello, e.tries = true, 0
-		m.adopted()
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
+	}
+	if msg.f.Op == opHello {
+		m.adopted(e) // with the state that came along
 	}
 }
 
@@ -859,6 +873,7 @@ func (e *supervised) letGo() {
 func (m *manager) onState(e *supervised, rec runRecord) {
 	old := e.record.Sub
 	e.record = rec
+	e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
 	e.pid = rec.ShimPID
 	if e.child && e.pid != 0 {
 		m.shims[e.pid] = e
@@ -897,9 +912,10 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	if msg.link != e.link {
 		return
 	}
+	met := e.hello
 	e.link, e.hello = nil, false
 	delete(m.shims, e.pid)
-	if e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
+	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
 		if e.order != nil {
 			m.startShim(e) // a wish that came while it was leaving
@@ -912,7 +928,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		}
 	}
 	m.collectOrphans(e)
-	m.retryShim(e)
+	m.retryShim(e, errNoHello)
 }
 
 // orderly: the last state of the shim was its farewell.
@@ -926,14 +942,25 @@ func (e *supervised) orderly() bool {
 	return false
 }
 
+// errNoHello: a shim was started and ended, or was killed.
+var errNoHello = errors.New("it ends at once")
+
 // retryShim starts a successor at once, and gives up on one that never comes to its hello.
-func (m *manager) retryShim(e *supervised) {
+func (m *manager) retryShim(e *supervised, cause error) {
 	e.tries++
 	if e.tries < shimTries {
 		m.startShim(e)
 		return
 	}
-	m.giveUp([]*supervised{e}, fmt.Errorf("the shim of %q does not come up; see %s", e.name, m.home.daemonLog()))
+	m.say("the shim of %q does not come up (%v): it is unsupervised", e.name, cause)
+	m.adopted(e) // nothing waits for it any more
+	if e.order != nil {
+		m.finish(e, jobFailed, fmt.Sprintf("its shim cannot be started: %v; see %s", cause, m.home.daemonLog()))
+	}
+	e.tries = 0
+	if !e.orderly() {
+		time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
+	}
 }
 
 // connectShim connects to a live shim of an earlier daemon.
@@ -982,10 +1009,21 @@ func (m *manager) reap() {
 	}
 }
 
-// ownerOf finds the service whose main or control process this is.
+// ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
 func (m *manager) ownerOf(pid int) *supervised {
 	for _, e := range m.services {
 		if e.record.Main.PID == pid || e.record.Control.PID == pid {
+			return e
+		}
+	}
+	if m.shims[pid] != nil || m.helpers[pid] {
+		delete(m.helpers, pid)
+		return nil
+	}
+	for name, e := range m.services {
+		rec, err := m.home.readState(name, m.boot)
+		if err == nil && (rec.Main.PID == pid || rec.Control.PID == pid) {
+			e.record = rec
 			return e
 		}
 	}
@@ -998,10 +1036,10 @@ func (m *manager) handExit(e *supervised, c waitedChild) {
 		ref = e.record.Control
 	}
 	note := exitNote{ref, c.exit}
-	if e.link != nil && e.link.send(shimFrame{Op: opExit, Exit: &note}) == nil {
-		return
+	e.exits = append(e.exits, note) // kept for its successor, should this shim die before it has recorded it
+	if e.link != nil {
+		m.poke(e, shimFrame{Op: opExit, Exit: &note})
 	}
-	e.exits = append(e.exits, note) // the shim is dead too: for its successor
 }
 
 // ---- adoption
@@ -1017,7 +1055,7 @@ func (m *manager) adoptAll() {
 	}
 	m.stale = true
 	m.refreshGraph()
-	if m.adopting == 0 {
+	if len(m.adopting) == 0 {
 		m.resume()
 	} else {
 		time.AfterFunc(adoptMax, func() { m.inbox <- msgAdoptEnd{} })
@@ -1048,7 +1086,7 @@ func (m *manager) adoptOne(name string) {
 	default:
 		return
 	}
-	m.adopting++
+	m.adopting[e] = true
 }
 
 // needsShim: the record tells of something to supervise, or cannot be read.
@@ -1062,13 +1100,13 @@ func (m *manager) needsShim(e *supervised, err error) bool {
 	return !e.orderly() || !e.record.Main.zero() || !e.record.Control.zero()
 }
 
-// adopted counts the shims that have said hello; after the last, what was interrupted goes on.
-func (m *manager) adopted() {
-	if m.adopting == 0 {
+// adopted notes that a shim has said hello; after the last, what was interrupted goes on.
+func (m *manager) adopted(e *supervised) {
+	if !m.adopting[e] {
 		return
 	}
-	m.adopting--
-	if m.adopting == 0 {
+	delete(m.adopting, e)
+	if len(m.adopting) == 0 {
 		m.resume()
 	}
 }
@@ -1093,6 +1131,7 @@ func (m *manager) resume() {
 		m.startEnabled()
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
+	m.unpark()
 }
 
 // openWish is what is still to be done for a service; "" = nothing.

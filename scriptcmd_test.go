@@ -112,7 +112,7 @@ func cmdIs(ts *testscript.TestScript, neg bool, args []string) {
 
 // unitJSON asks for the status of one unit. nil: no single object came; the text says what did.
 func unitJSON(ts *testscript.TestScript, unit, env string) (map[string]any, string) {
-	cmd := diakonosCommand(ts, "--json", "status", unit)
+	cmd := diakonosCommand(ts, "--json", "status", "--", unit)
 	if env != "" {
 		cmd.Env = append(cmd.Env, env)
 	}

@@ -31,6 +31,7 @@ const (
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
+	notifyBatch = 64               // messages that are read before anything else is done
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -58,6 +59,7 @@ type shim struct {
 	watching *scope
 	members  map[int]bool // processes of the tree that whenReadable looks at
 	waiting  *spawn       // main command that waits for leftovers to end
+	owed     *kill        // signal that waits for a stage to become the service
 	retiring bool         // the pump is about to replace the FIFOs
 	notify   notifySocket
 	hold     []heldFD // descriptors to travel with the next state frame
@@ -105,15 +107,12 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember struct{ pid int } // a process of the tree has ended
-	msgNotify struct {
-		pid int
-		msg notifyMessage
-	}
-	msgExecDone struct{ pid int }       // an adopted stage has let go of main.pid
-	msgPIDFile  struct{}                // something happened in the directory of PIDFile
-	msgBusy     struct{ waited *spawn } // leftovers did not end in time
-	msgDrainEnd struct{ token uint64 }  // drain limit
+	msgMember   struct{ pid int }            // a process of the tree has ended
+	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
+	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
+	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
+	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
+	msgDrainEnd struct{ token uint64 }       // drain limit
 	msgHealed   struct {
 		err   error
 		asker *conn
@@ -140,7 +139,7 @@ func detachMain(names []string) int {
 	return code
 }
 
-// shimMain runs `diakonos-run NAME`, `-exec` or `-detach NAME…`.
+// shimMain runs `diakonos-run [--] NAME`, `-exec` or `-detach NAME…`.
 func shimMain(args []string) int {
 	switch {
 	case len(args) == 1 && args[0] == "-exec":
@@ -156,14 +155,6 @@ func shimMain(args []string) int {
 		fmt.Fprintln(os.Stderr, "diakonos-run: this is a part of diakonos and is started by its daemon")
 		return exitUsage
 	}
-}
-
-// shimArguments is the command line of a shim, as a process list shows it.
-func shimArguments(name string) []string {
-	if strings.HasPrefix(name, "-") {
-		return []string{shimName, "--", name}
-	}
-	return []string{shimName, name}
 }
 
 func superviseMain(name string) int {
@@ -257,9 +248,6 @@ func (s *shim) open() {
 		s.warn("%v", err)
 	}
 	s.adopt(handed)
-	if s.daemon != nil {
-		go s.read(s.daemon)
-	}
 	s.greetDaemon()
 	s.settle()
 }
@@ -297,7 +285,8 @@ func (s *shim) meetDaemon() handover {
 			got.exits = append(got.exits, *f.Exit)
 		case opHello:
 			_ = c.f.SetReadDeadline(time.Time{})
-			s.daemon = c // read by its own goroutine once we have adopted
+			s.daemon = c
+			go s.read(c)
 			return got
 		}
 	}
@@ -377,8 +366,8 @@ func (s *shim) adopt(h handover) {
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
 	s.adopted = true
 	ev := evAdopted{}
-	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, &h)
-	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, &h)
+	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
+	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
 	ev.nothingRan = s.nothingRan(ev)
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:
@@ -387,16 +376,23 @@ func (s *shim) adopt(h handover) {
 		ev.control = exitStatus{}
 	}
 	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
+		s.main.pending = true
 		s.awaitExec()
 	}
 	if s.svc.NotifyNeeded() {
-		s.openNotify(account{uid: os.Geteuid(), gid: os.Getegid()})
+		a, wrong := accountOf(s.svc.unit) // the socket is where it was for the predecessor
+		if wrong != nil {
+			a = account{uid: os.Geteuid(), gid: os.Getegid()}
+		}
+		if err := s.openNotify(a); err != nil {
+			s.warn("%v", err)
+		}
 	}
 	s.feed(ev)
 }
 
 // takeOver watches a recorded process that lives, or tells how it ended.
-func (s *shim) takeOver(p *process, r role, ref pidRef, h *handover) exitStatus {
+func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
 	if ref.zero() {
 		return exitStatus{}
 	}
@@ -405,8 +401,10 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h *handover) exitStatus 
 		s.watchProcess(p, r, ref, fd)
 		return exitStatus{}
 	}
-	if x, ok := h.exitOf(ref); ok {
-		return x
+	for _, x := range h.exits {
+		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
+			return x.Exit
+		}
 	}
 	if fd, ok := h.held[heldMain]; ok && r == roleMain && (ref.Ino == 0 || pidfdInode(fd) == ref.Ino) {
 		if ws, ok := pidfdExit(fd); ok {
@@ -416,40 +414,25 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h *handover) exitStatus 
 	if st, err := readStat(ref.PID); err == nil && st.state == 'Z' && st.start == ref.Start {
 		return exitOf(unix.WaitStatus(st.exitCode))
 	}
-	s.readNotes(h)
-	if x, ok := h.exitOf(ref); ok {
-		return x
+	if s.awaitNote(p, r, ref) {
+		return exitStatus{}
 	}
 	return exitStatus{How: exitLost}
 }
 
-func (h *handover) exitOf(ref pidRef) (exitStatus, bool) {
-	for _, x := range h.exits {
-		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
-			return x.Exit, true
-		}
-	}
-	return exitStatus{}, false
-}
-
-// readNotes reads the frames behind the daemon's hello: it tells of an end before it reaps, so what is reaped now has been told.
-func (s *shim) readNotes(h *handover) {
+// awaitNote lets a process that is gone stand for as long as the daemon's note about its end may be on the way: it may have reaped it
+// after it had started us. There is no pidfd of it any more; a descriptor of nothing keeps its place.
+func (s *shim) awaitNote(p *process, r role, ref pidRef) bool {
 	if s.daemon == nil {
-		return
+		return false
 	}
-	defer s.daemon.f.SetReadDeadline(time.Time{})
-	for {
-		var f shimFrame
-		_ = s.daemon.f.SetReadDeadline(time.Now().Add(time.Millisecond)) // a deadline in the past would not read at all
-		if s.daemon.readFrame(&f) != nil {
-			return
-		}
-		if f.Op == opExit && f.Exit != nil {
-			h.exits = append(h.exits, *f.Exit)
-		} else {
-			s.inbox <- msgFrame{s.daemon, f} // a wish: there is room for these few
-		}
+	fd, err := openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
 	}
+	*p = process{ref: ref, fd: fd, gone: true}
+	time.AfterFunc(statusLimit, func() { s.inbox <- msgLost{r, ref.PID} })
+	return true
 }
 
 // watchProcess sets p to a process that is not our child; its end comes as msgGone.
@@ -532,10 +515,13 @@ func (s *shim) handle(m any) {
 		delete(s.members, m.pid)
 		s.checkTree()
 	case msgNotify:
-		s.onNotify(m)
+		s.readNotify()
+		m.read <- struct{}{}
 	case msgExecDone:
 		if s.main.ref.PID == m.pid && !s.main.gone {
+			s.main.pending = false
 			s.feed(evSpawned{roleMain})
+			s.payOwed()
 		}
 	case msgPIDFile:
 		s.lookForMain()
@@ -609,11 +595,11 @@ func (s *shim) carry(effects []effect) {
 
 // settle makes the present state durable, then visible, and sets the timer.
 func (s *shim) settle() {
+	if s.quitting = s.quitting && s.mayQuit(); s.quitting {
+		s.svc.ShimPID = 0 // who hears of the job's end sees that no shim is left
+	}
 	s.save()
 	s.armTimer()
-	if s.quitting && !s.mayQuit() {
-		s.quitting = false
-	}
 }
 
 // save writes the record if it changed, and announces it.
@@ -676,7 +662,7 @@ func (s *shim) greetDaemon() {
 	if s.pump != nil {
 		s.hold = append(s.hold, heldFD{heldOut, s.pump.fifo(streamOut)}, heldFD{heldErr, s.pump.fifo(streamErr)})
 	}
-	if s.main.fd >= 0 {
+	if s.main.fd >= 0 && !s.main.gone {
 		s.hold = append(s.hold, heldFD{heldMain, s.main.fd})
 	}
 	if s.notify.fd >= 0 {
@@ -720,7 +706,6 @@ func (s *shim) mayQuit() bool {
 
 // leave is the orderly end of the shim: the state on disk is the last word.
 func (s *shim) leave() {
-	s.svc.ShimPID = 0
 	if s.svc.Cgroup != "" {
 		removeCgroup(s.svc.Cgroup)
 		s.svc.Cgroup = ""
@@ -912,6 +897,7 @@ func (s *shim) onHealed(m msgHealed) {
 
 // reap looks at all children that have ended. Each is recorded before it is reaped, so that a killed shim loses no status.
 func (s *shim) reap() {
+	s.readNotify()
 	for {
 		c, err := endedChild()
 		if err != nil || c.pid == 0 {
@@ -977,10 +963,12 @@ func (s *shim) forget(r role) {
 	if r == roleMain {
 		_ = unix.Unlink("main.pid")
 	}
+	s.payOwed()
 }
 
 // onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
 func (s *shim) onGone(m msgGone) {
+	s.readNotify()
 	p := s.process(m.role)
 	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
 		return
@@ -1033,8 +1021,14 @@ func (s *shim) tree() tree {
 		members: append([]pidRef{s.svc.Main, s.svc.Control}, s.svc.Orphans...)}
 }
 
-// kill sends a signal to the main and control process or to the whole tree.
+// kill sends a signal to the main and control process or to the whole tree. A stage that is about to become the service would ignore
+// it, or die of it in our name: its report comes first, unless the signal is SIGKILL.
 func (s *shim) kill(e kill) {
+	s.owed = nil
+	if e.signal != syscall.SIGKILL && (s.main.pending || s.control.pending) {
+		s.owed = &e
+		return
+	}
 	if e.scope == scopeMain {
 		s.signalOne(&s.main, e.signal)
 		s.signalOne(&s.control, e.signal)

@@ -39,8 +39,9 @@ const (
 	shimSocketName    = "shim.sock"
 	lockFD            = 3 // in a daemon that was started by one of us
 	readyFD           = 4
-	startLimit        = 30 * time.Second // of connectOrStart
-	otherStarterLimit = 5 * time.Second  // wait for a daemon that something else keeps alive
+	startLimit        = 30 * time.Second       // of connectOrStart
+	bindPatience      = 200 * time.Millisecond // for a daemon to bind its socket, before it is asked to do it anew
+	otherStarterLimit = 5 * time.Second        // wait for a daemon that something else keeps alive
 )
 
 // home is $DIAKONOS_HOME, absolute and clean.
@@ -476,35 +477,62 @@ func (h home) connectOrStart() (*os.File, error) {
 }
 
 func (h home) startAndConnect() (*os.File, error) {
-	began := time.Now()
-	pause := time.Millisecond
-	hurried := false
-	for time.Since(began) < startLimit {
-		f, err := h.connect()
-		if err == nil || !errors.Is(err, errNoDaemon) {
+	s := h.search()
+	for {
+		f, lock, err := s.next()
+		if f != nil || err != nil {
 			return f, err
 		}
-		lock, err := lockDirectory(h.path)
-		switch {
-		case err == nil && h.someoneElseStarts() && time.Since(began) < otherStarterLimit:
+		if h.someoneElseStarts() && time.Since(s.began) < otherStarterLimit {
 			unix.Close(lock)
-		case err == nil:
-			err = h.startDaemon(lock, launch{env: daemonEnvironment(os.Environ())})
-			unix.Close(lock)
-			if err != nil {
-				return nil, err
-			}
+			s.wait()
 			continue
-		case err != unix.EWOULDBLOCK:
-			return nil, fmt.Errorf("cannot lock home %s: %w", h.path, err)
-		case !hurried && time.Since(began) > 200*time.Millisecond:
-			hurried = true
-			h.askToBindAnew()
 		}
-		time.Sleep(pause) // a client waits for another process here; there is nothing to be woken by
-		pause = min(2*pause, 50*time.Millisecond)
+		err = h.startDaemon(lock, launch{env: daemonEnvironment(os.Environ())})
+		unix.Close(lock)
+		if err != nil {
+			return nil, err
+		}
 	}
-	return nil, fmt.Errorf("the daemon of %s holds its lock but does not answer", h.path)
+}
+
+// search looks for the daemon and for the home's lock in turn: whoever is refused the one tries the other.
+type search struct {
+	home    home
+	began   time.Time
+	pause   time.Duration
+	hurried bool
+}
+
+func (h home) search() *search { return &search{home: h, began: time.Now(), pause: time.Millisecond} }
+
+// next returns a connection to the daemon, or the lock, which is then the caller's.
+func (s *search) next() (conn *os.File, lock int, err error) {
+	for time.Since(s.began) < startLimit {
+		f, err := s.home.connect()
+		if err == nil || !errors.Is(err, errNoDaemon) {
+			return f, -1, err
+		}
+		lock, err := lockDirectory(s.home.path)
+		if err == nil {
+			return nil, lock, nil
+		}
+		if err != unix.EWOULDBLOCK {
+			return nil, -1, fmt.Errorf("cannot lock home %s: %w", s.home.path, err)
+		}
+		if !s.hurried && time.Since(s.began) > bindPatience {
+			s.hurried = true
+			s.home.askToBindAnew()
+		}
+		s.wait()
+	}
+	return nil, -1, fmt.Errorf("the daemon of %s holds its lock but does not answer", s.home.path)
+}
+
+// wait: a client waits for another process here; there is nothing to be woken by.
+func (s *search) wait() {
+	time.Sleep(s.pause)
+	s.pause = min(2*s.pause, 50*time.Millisecond)
 }
 
 // someoneElseStarts: the last daemon was kept alive by something else, which may be about to start it again.
@@ -590,6 +618,14 @@ func unbare() {
 	}
 }
 
+// shimArguments is the command line of a shim, as a process list shows it.
+func shimArguments(name string) []string {
+	if strings.HasPrefix(name, "-") {
+		return []string{shimName, "--", name}
+	}
+	return []string{shimName, name}
+}
+
 // startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent.
 func (h home) startDaemon(lock int, l launch) error {
 	log, err := openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
@@ -608,13 +644,16 @@ func (h home) startDaemon(lock int, l launch) error {
 		return fmt.Errorf("cannot start the daemon: %w", err)
 	}
 	defer r.Close()
+	ignored := signal.Ignored(syscall.SIGHUP)
 	signal.Ignore(syscall.SIGHUP) // inherited: until its handlers stand, a SIGHUP must not end it
 	l.argv = []string{daemonName}
 	l.env = append(l.env, homeVariable+"="+h.path, startedVariable+"="+modeAuto)
 	l.files = []uintptr{uintptr(null), uintptr(log), uintptr(log), uintptr(lock), w.Fd()}
 	l.dir, l.setsid, l.cgroup = "/", true, -1
 	_, pidfd, err := l.start()
-	signal.Reset(syscall.SIGHUP)
+	if !ignored { // a shim goes on ignoring it
+		signal.Reset(syscall.SIGHUP)
+	}
 	w.Close()
 	if err != nil {
 		return fmt.Errorf("cannot start the daemon: %w", err)

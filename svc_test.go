@@ -1,7 +1,7 @@
 // Role: svc, the service that the scripts run: says, notifies, forks, hangs, locks and dies as told.
 // Runs in: go test, as a service of its own.
 // Owns: nothing.
-// Uses: observe.
+// Uses: observe, sys.
 
 package main
 
@@ -43,6 +43,10 @@ type svcFlags struct {
 	seq        string
 	seqLines   uint64
 	seqEvery   time.Duration
+	seqBurst   uint64
+	seqRun     uint64
+	same       string
+	ends       string
 	exitAfter  time.Duration
 	exits      bool
 	code       int
@@ -109,6 +113,10 @@ func parseSvc() svcFlags {
 	flag.StringVar(&f.seq, "seq", "", "print `seq N` for ever and count in this mapped file")
 	flag.Uint64Var(&f.seqLines, "seq-lines", 0, "end after so many lines of -seq")
 	flag.DurationVar(&f.seqEvery, "seq-every", 0, "pause between lines of -seq")
+	flag.Uint64Var(&f.seqBurst, "seq-burst", 1, "pause only after so many lines of -seq")
+	flag.Uint64Var(&f.seqRun, "seq-run", 0, "end after so many lines of -seq in this run")
+	flag.StringVar(&f.same, "same", "", "print this line instead of `seq N`")
+	flag.StringVar(&f.ends, "ends", "", "right before the end append `PID N BOOTTIME` to this file; N is the counter of -seq")
 	flag.Func("exit-after", "exit after this time", func(s string) (err error) {
 		f.exits = true
 		f.exitAfter, err = time.ParseDuration(s)
@@ -163,6 +171,9 @@ func released() {
 	}
 }
 
+// endCount asks countTo to end, for it must not be between a line and its count.
+var endCount = make(chan struct{}, 16)
+
 func handleSignals(f svcFlags) {
 	if f.ignoreTerm {
 		signal.Ignore(syscall.SIGTERM)
@@ -180,9 +191,13 @@ func handleSignals(f svcFlags) {
 			if f.trap != "" {
 				appendLine(f.trap, unix.SignalName(s.(syscall.Signal)))
 			}
-			if s == syscall.SIGTERM || s == syscall.SIGINT {
+			if s != syscall.SIGTERM && s != syscall.SIGINT {
+				continue
+			}
+			if f.seq == "" {
 				os.Exit(max(f.termCode, 0))
 			}
+			endCount <- struct{}{}
 		}
 	}()
 }
@@ -276,20 +291,44 @@ func appendLine(file, line string) {
 }
 
 // countTo prints numbered lines; a number is stored only after its write returned. A service that is killed
-// itself may repeat one line when it starts again; one that only loses its supervisors repeats none.
+// itself may repeat one line when it starts again; one that only loses its supervisors repeats none, nor does
+// one with -term-code or -trap that is asked to end.
 func countTo(f svcFlags) {
 	fd, err := syscall.Open(f.seq, syscall.O_RDWR|syscall.O_CREAT|syscall.O_CLOEXEC, 0o644)
 	check(err)
 	check(syscall.Ftruncate(fd, 8))
 	m, err := syscall.Mmap(fd, 0, 8, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 	check(err)
-	for n := binary.NativeEndian.Uint64(m) + 1; f.seqLines == 0 || n <= f.seqLines; n++ {
-		if _, err := syscall.Write(1, fmt.Appendf(nil, "seq %d\n", n)); err != nil {
+	first := binary.NativeEndian.Uint64(m) + 1
+	for n := first; (f.seqLines == 0 || n <= f.seqLines) && (f.seqRun == 0 || n < first+f.seqRun); n++ {
+		select {
+		case <-endCount:
+			leave(f, n-1, max(f.termCode, 0))
+		default:
+		}
+		line := f.same + "\n"
+		if f.same == "" {
+			line = fmt.Sprintf("seq %d\n", n)
+		}
+		if _, err := syscall.Write(1, []byte(line)); err != nil {
 			os.Exit(90)
 		}
 		binary.NativeEndian.PutUint64(m, n)
-		time.Sleep(f.seqEvery)
+		if n%f.seqBurst == 0 {
+			time.Sleep(f.seqEvery)
+		}
 	}
+	if f.seqRun > 0 {
+		leave(f, binary.NativeEndian.Uint64(m), f.code)
+	}
+}
+
+// leave says when it ends, and at which line.
+func leave(f svcFlags, n uint64, code int) {
+	if f.ends != "" {
+		appendLine(f.ends, fmt.Sprintf("%d %d %d", os.Getpid(), n, bootNow()))
+	}
+	os.Exit(code)
 }
 
 func end(f svcFlags) {
