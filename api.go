@@ -643,6 +643,7 @@ func killAlone(h home, report func(jobLine)) error {
 		return errDaemonCame
 	}
 	defer unix.Close(lock)
+	defer unix.Umask(unix.Umask(0o077))
 	m, err := managerWithLock(h, modeAuto)
 	if err != nil {
 		return err

@@ -127,6 +127,7 @@ type (
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
 func daemonMain(h home, serviceDir string) int {
 	setProcessName(daemonName)
+	unix.Umask(0o077)
 	mode := modeForeground
 	if os.Getenv(startedVariable) == modeAuto {
 		mode = modeAuto
@@ -213,7 +214,6 @@ func newManager(h home, mode string) (*manager, error) {
 
 // managerWithLock makes the manager for who holds the home's lock.
 func managerWithLock(h home, mode string) (*manager, error) {
-	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}

@@ -428,7 +428,7 @@ func TestProgramThatCannotRun(t *testing.T) {
 		{"also of a notify service", `Type="notify"`, missing, failed, "exit-code", exitStatus{exitExited, 203},
 			"cannot execute main: no such file or directory (203/EXEC)"},
 		{"a working directory", "", evSpawnFailed{roleMain, stageFailure{stageChdir, int(syscall.ENOENT)}, ""}, failed, "exit-code", exitStatus{exitExited, 200},
-			"cannot set up chdir: no such file or directory (200/CHDIR)"},
+			"cannot enter WorkingDirectory /srv/app: no such file or directory (200/CHDIR)"},
 		{"a user that is not there", "", evSpawnFailed{roleMain, stageFailure{Stage: stageUser}, "there is no user x"}, failed, "exit-code", exitStatus{exitExited, 217},
 			"there is no user x (217/USER)"},
 		{"a fork that fails is no fault of the program", "", evSpawnFailed{role: roleMain, text: "cannot start a process: EAGAIN"}, failed, "resources", exitStatus{},
