@@ -544,6 +544,23 @@ func (h home) askToBindAnew() {
 	}
 }
 
+// askShimToBindAnew tells the shim that holds the lock of a service to make its socket again. A shim is known by its name and by its
+// working directory, which no other process has under that name.
+func (h home) askShimToBindAnew(name string, pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	var dir, cwd unix.Stat_t
+	st, err := readStat(pid)
+	if err != nil || st.comm != shimName || unix.Stat(h.runDir(name), &dir) != nil ||
+		unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) != nil || dir.Ino != cwd.Ino || dir.Dev != cwd.Dev {
+		return
+	}
+	_ = pidfdSignal(fd, syscall.SIGHUP) // best effort: the caller looks again
+}
+
 // askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.
 func (h home) askShimToHeal(name string) {
 	f, err := dialAt(h.runDir(name), shimSocketName)
