@@ -1039,7 +1039,7 @@ func (s *shim) awaitStatus(m msgGone, fd int) {
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid, Start: st.start}, x}}}
 		return
 	}
-	s.inbox <- msgLost{m.role, m.pid}
+	s.inbox <- msgLost(m)
 }
 
 // ---- the tree

@@ -58,7 +58,6 @@ func (h home) unitFile(name string) string  { return h.runDir(name) + "/unit.jso
 func (h home) wantFile(name string) string  { return h.runDir(name) + "/want" }
 func (h home) stateFile(name string) string { return h.runDir(name) + "/state" }
 func (h home) shimPID(name string) string   { return h.runDir(name) + "/shim.pid" }
-func (h home) mainPIDFile(n string) string  { return h.runDir(n) + "/main.pid" }
 
 // findHome resolves the home: flag, DIAKONOS_HOME, ~/.diakonos, else a runtime directory for users without a home.
 func findHome(flag string) (home, error) {
