@@ -353,7 +353,11 @@ func replaceFile(path string, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
-	_, err = unix.Write(fd, content)
+	for len(content) > 0 && err == nil { // a disk that fills up takes a part first
+		var n int
+		n, err = unix.Write(fd, content)
+		content = content[max(n, 0):]
+	}
 	unix.Close(fd)
 	if err == nil {
 		err = unix.Rename(tmp, path)
