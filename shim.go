@@ -1006,7 +1006,7 @@ func (s *shim) onGone(m msgGone) {
 		return
 	}
 	p.gone = true
-	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && s.daemon == nil {
+	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
 	}
@@ -1019,6 +1019,15 @@ func (s *shim) onGone(m msgGone) {
 		dup = -1
 	}
 	go s.awaitStatus(m, dup)
+}
+
+// daemonReaps: the zombie is the daemon's child, so its note is on the way; it knows more than /proc may show us.
+func (s *shim) daemonReaps(parent int) bool {
+	if s.daemon == nil {
+		return false
+	}
+	b, _ := readSmall(s.home.path + "/daemon.pid")
+	return parsePIDFile(b) == parent
 }
 
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
