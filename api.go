@@ -643,6 +643,7 @@ func killAlone(h home, report func(jobLine)) error {
 		return errDaemonCame
 	}
 	defer unix.Close(lock)
+	defer unix.Umask(unix.Umask(0o077))
 	m, err := managerWithLock(h, modeAuto)
 	if err != nil {
 		return err
@@ -661,6 +662,9 @@ func killAlone(h home, report func(jobLine)) error {
 	ended := make(chan struct{})
 	go func() {
 		m.loop()
+		for c := range m.clients { // SIGTERM or Ctrl-C has ended it: nobody answers any more
+			m.dropClient(c)
+		}
 		close(ended)
 	}()
 	defer func() { <-ended }()
@@ -670,7 +674,7 @@ func killAlone(h home, report func(jobLine)) error {
 	for {
 		var r reply
 		if err := c.readFrame(&r); err != nil {
-			return err
+			return fmt.Errorf("interrupted; not all services are stopped: %w", err)
 		}
 		if r.Job != nil {
 			report(*r.Job)

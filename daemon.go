@@ -77,9 +77,10 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
-	leave  bool     // it was told to leave
-	order  *carried // what its shim is to carry out now
-	worked string   // the job that was begun last
+	pause  time.Duration // before the shim is looked for again
+	leave  bool          // it was told to leave
+	order  *carried      // what its shim is to carry out now
+	worked string        // the job that was begun last
 	began  time.Time
 	before wantRecord
 	want   wantRecord
@@ -127,6 +128,7 @@ type (
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
 func daemonMain(h home, serviceDir string) int {
 	setProcessName(daemonName)
+	unix.Umask(0o077)
 	mode := modeForeground
 	if os.Getenv(startedVariable) == modeAuto {
 		mode = modeAuto
@@ -213,7 +215,6 @@ func newManager(h home, mode string) (*manager, error) {
 
 // managerWithLock makes the manager for who holds the home's lock.
 func managerWithLock(h home, mode string) (*manager, error) {
-	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
@@ -374,7 +375,7 @@ func (m *manager) handle(msg any) {
 	case msgShimGone:
 		m.onShimGone(msg)
 	case msgRetry:
-		m.startShim(msg.e)
+		m.reachShim(msg.e)
 	case msgAdoptEnd:
 		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
 			clear(m.adopting)
@@ -700,7 +701,7 @@ func (m *manager) lineOf(e *supervised, x ended) jobLine {
 
 // startShim plans to start a shim at the end of this round.
 func (m *manager) startShim(e *supervised) {
-	if e.link == nil && !slices.Contains(m.pending, e) {
+	if e.link == nil && e.pause == 0 && !slices.Contains(m.pending, e) {
 		m.pending = append(m.pending, e)
 	}
 }
@@ -844,7 +845,7 @@ func (m *manager) onShim(msg msgShim) {
 		e.keep(msg.f.Names[i], fd)
 	}
 	if msg.f.Op == opHello {
-		e.hello, e.tries = true, 0
+		e.hello, e.tries, e.pause = true, 0, 0
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
@@ -978,6 +979,28 @@ func (m *manager) connectShim(e *supervised) bool {
 	return true
 }
 
+// reachShim connects to a shim that could not be reached before, or starts one where none is left.
+func (m *manager) reachShim(e *supervised) {
+	switch {
+	case e.link != nil:
+	case !lockIsTaken(m.home.runDir(e.name)):
+		e.pause = 0
+		m.startShim(e)
+	case !m.connectShim(e):
+		m.reachLater(e)
+	}
+}
+
+// reachLater: a shim that holds its lock but cannot be reached is about to bind its socket, or to bind it anew after it was deleted.
+func (m *manager) reachLater(e *supervised) {
+	m.home.askShimToBindAnew(e.name, e.record.ShimPID)
+	if e.pause == healMost && e.order != nil {
+		m.finish(e, jobFailed, "its shim does not answer; see "+m.home.daemonLog())
+	}
+	e.pause = min(max(2*e.pause, healFirst), healMost)
+	time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+}
+
 // collectOrphans finds our new children, which a dead shim has left: we are its subreaper. Those that another service claims by its scope
 // or its record are its own.
 func (m *manager) collectOrphans(e *supervised) {
@@ -1078,7 +1101,8 @@ func (m *manager) adoptOne(name string) {
 	switch {
 	case lockIsTaken(m.home.runDir(name)):
 		if !m.connectShim(e) {
-			m.say("the shim of %q holds its lock but does not answer", name)
+			m.say("the shim of %q holds its lock but does not answer: it is looked for again", name)
+			m.reachLater(e)
 			return
 		}
 	case m.needsShim(e, err):

@@ -44,6 +44,7 @@ type shim struct {
 	cgroupBase string
 	listener   *os.File
 	inbox      chan any
+	hangups    chan os.Signal
 
 	// loop
 	svc      *service
@@ -231,14 +232,21 @@ func (s *shim) warn(format string, args ...any) {
 func (s *shim) open() {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
+	s.hangups = make(chan os.Signal, 1)
+	signal.Notify(s.hangups, syscall.SIGHUP)
 	go func() {
-		for range children {
-			s.inbox <- syscall.SIGCHLD
+		for {
+			select {
+			case sig := <-children:
+				s.inbox <- sig
+			case sig := <-s.hangups:
+				s.inbox <- sig
+			}
 		}
 	}()
 	handed := s.meetDaemon()
 	if s.listener != nil {
-		go s.accept()
+		go s.accept(s.listener)
 	}
 	raiseThreads(shimThreads)
 	s.timer = time.NewTimer(time.Hour)
@@ -293,9 +301,9 @@ func (s *shim) meetDaemon() handover {
 }
 
 // accept takes connections until the listener fails.
-func (s *shim) accept() {
+func (s *shim) accept(l *os.File) {
 	for {
-		f, err := acceptFrom(s.listener)
+		f, err := acceptFrom(l)
 		if err != nil {
 			return
 		}
@@ -498,6 +506,10 @@ func (s *shim) loop() int {
 func (s *shim) handle(m any) {
 	switch m := m.(type) {
 	case syscall.Signal:
+		if m == syscall.SIGHUP {
+			s.bindAnew()
+			return
+		}
 		s.reap()
 	case msgFrame:
 		s.onFrame(m.from, m.f)
@@ -837,6 +849,21 @@ func (s *shim) lostDaemon() {
 	s.healLater()
 }
 
+// bindAnew is SIGHUP: makes our socket again if it was deleted. A daemon that finds our lock held and no socket asks for it.
+func (s *shim) bindAnew() {
+	if s.listener == nil || unix.Access(shimSocketName, unix.F_OK) == nil {
+		return
+	}
+	l, err := listenAt(".", shimSocketName)
+	if err != nil {
+		s.warn("%v", err)
+		return
+	}
+	s.listener.Close()
+	s.listener = l
+	go s.accept(l)
+}
+
 // healLater sets the time with 20 % jitter, so that a thousand shims do not try at once.
 func (s *shim) healLater() {
 	r := randomBytes()
@@ -877,6 +904,7 @@ func (s *shim) heal(asker *conn) {
 }
 
 func (s *shim) onHealed(m msgHealed) {
+	signal.Notify(s.hangups, syscall.SIGHUP) // the start of a daemon had it ignored
 	if m.asker != nil {
 		_ = unix.Shutdown(int(m.asker.f.Fd()), unix.SHUT_RDWR)
 		return
@@ -978,7 +1006,7 @@ func (s *shim) onGone(m msgGone) {
 		return
 	}
 	p.gone = true
-	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && s.daemon == nil {
+	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
 	}
@@ -991,6 +1019,15 @@ func (s *shim) onGone(m msgGone) {
 		dup = -1
 	}
 	go s.awaitStatus(m, dup)
+}
+
+// daemonReaps: the zombie is the daemon's child, so its note is on the way; it knows more than /proc may show us.
+func (s *shim) daemonReaps(parent int) bool {
+	if s.daemon == nil {
+		return false
+	}
+	b, _ := readSmall(s.home.path + "/daemon.pid")
+	return parsePIDFile(b) == parent
 }
 
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
@@ -1011,7 +1048,7 @@ func (s *shim) awaitStatus(m msgGone, fd int) {
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid, Start: st.start}, x}}}
 		return
 	}
-	s.inbox <- msgLost{m.role, m.pid}
+	s.inbox <- msgLost(m)
 }
 
 // ---- the tree
