@@ -915,7 +915,6 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	}
 	met := e.hello
 	e.link, e.hello = nil, false
-	delete(m.shims, e.pid)
 	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
 		if e.order != nil {
@@ -1008,8 +1007,11 @@ func (m *manager) collectOrphans(e *supervised) {
 	t := tree{home: m.home, name: e.name}
 	mark := []byte(m.home.scopeID(e.name))
 	for _, pid := range pids {
+		if m.shims[pid] != nil {
+			continue
+		}
 		st, err := readStat(pid)
-		if err != nil || m.shims[pid] != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
+		if err != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
 			continue
 		}
 		if inScope(pid, mark) || st.session == e.record.Main.PID && st.session != 0 {
@@ -1034,14 +1036,15 @@ func (m *manager) reap() {
 
 // ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
 func (m *manager) ownerOf(pid int) *supervised {
+	if m.shims[pid] != nil || m.helpers[pid] {
+		delete(m.shims, pid) // only now: until it is reaped nobody else has its PID
+		delete(m.helpers, pid)
+		return nil
+	}
 	for _, e := range m.services {
 		if e.record.Main.PID == pid || e.record.Control.PID == pid {
 			return e
 		}
-	}
-	if m.shims[pid] != nil || m.helpers[pid] {
-		delete(m.helpers, pid)
-		return nil
 	}
 	for name, e := range m.services {
 		rec, err := m.home.readState(name, m.boot)
