@@ -27,6 +27,7 @@ const (
 	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
 	adoptMax    = 2 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
+	shimBrief   = time.Second      // a shim that ends sooner after its hello may do so for ever
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
 
@@ -77,6 +78,8 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
+	met    time.Time     // hello of the present shim
+	brief  int           // shims in a row that ended soon after it
 	pause  time.Duration // before the shim is looked for again
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
@@ -845,7 +848,7 @@ func (m *manager) onShim(msg msgShim) {
 		e.keep(msg.f.Names[i], fd)
 	}
 	if msg.f.Op == opHello {
-		e.hello, e.tries, e.pause = true, 0, 0
+		e.hello, e.met, e.tries, e.pause = true, time.Now(), 0, 0
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
@@ -928,16 +931,33 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		}
 	}
 	m.collectOrphans(e)
+	if e.endsInHaste(met) {
+		e.pause = healFirst
+		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+		return
+	}
 	m.retryShim(e, errNoHello)
+}
+
+// endsInHaste: one shim after the other comes up and ends. Then there is a pause between them, or nothing else would run.
+func (e *supervised) endsInHaste(met bool) bool {
+	if !met {
+		return false // retryShim counts those
+	}
+	if time.Since(e.met) >= shimBrief {
+		e.brief = 0
+	}
+	e.brief++
+	return e.brief > shimTries
 }
 
 // orderly: the last state of the shim was its farewell.
 func (e *supervised) orderly() bool {
 	switch e.record.Sub {
 	case dead, failed:
-		return e.tries == 0
+		return true
 	case exited:
-		return e.record.Main.zero() && e.record.Control.zero() && e.tries == 0
+		return e.record.Main.zero() && e.record.Control.zero()
 	}
 	return false
 }
