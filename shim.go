@@ -369,6 +369,7 @@ func (s *shim) probe() {
 func (s *shim) adopt(h handover) {
 	s.notify.adopt(h.held[heldNotify])
 	if s.svc.Sub == dead && s.svc.Spawning == "" {
+		s.quitting = !s.wishWaits() // else nothing would ever end us
 		return
 	}
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
