@@ -658,7 +658,6 @@ func killAlone(h home, report func(jobLine)) error {
 	m.adoptAll()
 	c := newConn(os.NewFile(uintptr(ours), "kill"))
 	defer c.close()
-	m.serve(os.NewFile(uintptr(theirs), "client"))
 	ended := make(chan struct{})
 	go func() {
 		m.loop()
@@ -668,6 +667,7 @@ func killAlone(h home, report func(jobLine)) error {
 		close(ended)
 	}()
 	defer func() { <-ended }()
+	m.serve(os.NewFile(uintptr(theirs), "client")) // it posts to the loop, whose inbox the shims may have filled
 	if err := c.send(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
 		return err
 	}

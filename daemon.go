@@ -27,6 +27,7 @@ const (
 	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
 	adoptMax    = 2 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
+	shimBrief   = time.Second      // a shim that ends sooner after its hello may do so for ever
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
 
@@ -77,6 +78,8 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
+	met    time.Time     // hello of the present shim
+	brief  int           // shims in a row that ended soon after it
 	pause  time.Duration // before the shim is looked for again
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
@@ -845,7 +848,7 @@ func (m *manager) onShim(msg msgShim) {
 		e.keep(msg.f.Names[i], fd)
 	}
 	if msg.f.Op == opHello {
-		e.hello, e.tries, e.pause = true, 0, 0
+		e.hello, e.met, e.tries, e.pause = true, time.Now(), 0, 0
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
@@ -915,7 +918,6 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	}
 	met := e.hello
 	e.link, e.hello = nil, false
-	delete(m.shims, e.pid)
 	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
 		if e.order != nil {
@@ -929,16 +931,33 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		}
 	}
 	m.collectOrphans(e)
+	if e.endsInHaste(met) {
+		e.pause = healFirst
+		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+		return
+	}
 	m.retryShim(e, errNoHello)
+}
+
+// endsInHaste: one shim after the other comes up and ends. Then there is a pause between them, or nothing else would run.
+func (e *supervised) endsInHaste(met bool) bool {
+	if !met {
+		return false // retryShim counts those
+	}
+	if time.Since(e.met) >= shimBrief {
+		e.brief = 0
+	}
+	e.brief++
+	return e.brief > shimTries
 }
 
 // orderly: the last state of the shim was its farewell.
 func (e *supervised) orderly() bool {
 	switch e.record.Sub {
 	case dead, failed:
-		return e.tries == 0
+		return true
 	case exited:
-		return e.record.Main.zero() && e.record.Control.zero() && e.tries == 0
+		return e.record.Main.zero() && e.record.Control.zero()
 	}
 	return false
 }
@@ -1008,8 +1027,11 @@ func (m *manager) collectOrphans(e *supervised) {
 	t := tree{home: m.home, name: e.name}
 	mark := []byte(m.home.scopeID(e.name))
 	for _, pid := range pids {
+		if m.shims[pid] != nil {
+			continue
+		}
 		st, err := readStat(pid)
-		if err != nil || m.shims[pid] != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
+		if err != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
 			continue
 		}
 		if inScope(pid, mark) || st.session == e.record.Main.PID && st.session != 0 {
@@ -1034,14 +1056,15 @@ func (m *manager) reap() {
 
 // ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
 func (m *manager) ownerOf(pid int) *supervised {
+	if m.shims[pid] != nil || m.helpers[pid] {
+		delete(m.shims, pid) // only now: until it is reaped nobody else has its PID
+		delete(m.helpers, pid)
+		return nil
+	}
 	for _, e := range m.services {
 		if e.record.Main.PID == pid || e.record.Control.PID == pid {
 			return e
 		}
-	}
-	if m.shims[pid] != nil || m.helpers[pid] {
-		delete(m.helpers, pid)
-		return nil
 	}
 	for name, e := range m.services {
 		rec, err := m.home.readState(name, m.boot)

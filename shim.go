@@ -369,6 +369,7 @@ func (s *shim) probe() {
 func (s *shim) adopt(h handover) {
 	s.notify.adopt(h.held[heldNotify])
 	if s.svc.Sub == dead && s.svc.Spawning == "" {
+		s.quitting = !s.wishWaits() // else nothing would ever end us
 		return
 	}
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
@@ -672,7 +673,11 @@ func (s *shim) announce(op string) {
 func (s *shim) greetDaemon() {
 	s.hold = nil
 	if s.pump != nil {
-		s.hold = append(s.hold, heldFD{heldOut, s.pump.fifo(streamOut)}, heldFD{heldErr, s.pump.fifo(streamErr)})
+		for _, h := range []heldFD{{heldOut, s.pump.fifo(streamOut)}, {heldErr, s.pump.fifo(streamErr)}} {
+			if h.fd >= 0 { // else the pump is about to replace it, after which we greet again
+				s.hold = append(s.hold, h)
+			}
+		}
 	}
 	if s.main.fd >= 0 && !s.main.gone {
 		s.hold = append(s.hold, heldFD{heldMain, s.main.fd})
