@@ -1,7 +1,7 @@
-// Role: checks that the documents say what must not be lost: the systemd unit, README.
+// Role: checks that the documents say what must not be lost: the systemd unit, README; README has the verbs of `help`.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: nothing.
+// Uses: client.
 
 package main
 
@@ -73,10 +73,27 @@ func TestReadme(t *testing.T) {
 			commands = append(commands, strings.TrimSpace(command))
 		}
 	}
-	if len(commands) < 2 || !strings.Contains(commands[0], "go build") || !strings.Contains(commands[0], "testdata/services") {
+	if len(commands) < 2 || !strings.Contains(commands[0], "go build") || !strings.Contains(commands[0], "testdata/services start worker") {
 		t.Errorf("first command: got %q, want one that builds and runs a unit of testdata/services", commands)
 	}
 	if len(commands) < 2 || !strings.HasPrefix(commands[1], "go test ") {
 		t.Errorf("second command: got %q, want the tests", commands)
+	}
+}
+
+// TestReadmeVerbs: the table of README is the one of `diakonos help`, in its order and its words.
+func TestReadmeVerbs(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\n| verb | what it does |\n|---|---|\n")
+	got, _, _ := strings.Cut(rest, "\n\n")
+	var want strings.Builder
+	for _, v := range clientVerbs() {
+		want.WriteString("| `" + strings.TrimSpace(v.name+" "+v.args) + "` | " + v.brief + " |\n")
+	}
+	if got+"\n" != want.String() {
+		t.Errorf("got\n%s\nwant\n%s", got, want.String())
 	}
 }
