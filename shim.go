@@ -641,7 +641,7 @@ func (s *shim) trim() {
 	r.Reason, r.StatusText, r.Job.Text = cutText(r.Reason), cutText(r.StatusText), cutText(r.Job.Text)
 	r.Left = r.Left[:min(len(r.Left), maxLeft)]
 	r.Orphans = r.Orphans[:min(len(r.Orphans), maxLeft)]
-	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
+	r.Starts = r.Starts[max(0, len(r.Starts)-maxStartLimit):]
 }
 
 // announce sends the state to the daemon, with descriptors that it shall hold.
