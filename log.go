@@ -562,6 +562,7 @@ type logCursor struct {
 	live   *os.File  // current, as far as it was read
 	liveAt int64     // position after the last newline read in live
 	tail   tailRule
+	list   func(dir string) ([]int64, error) // listRotated; a test rotates in the middle of it
 
 	buf    []byte // unread bytes of the file being read
 	held   []byte // what buf is cut from
@@ -583,7 +584,7 @@ type chain struct {
 }
 
 func newCursor(s logSource, q logQuery) *logCursor {
-	c := &logCursor{source: s}
+	c := &logCursor{source: s, list: listRotated}
 	if !q.Since.IsZero() {
 		c.since = q.Since.UnixNano()
 	}
@@ -618,7 +619,8 @@ func (c *logCursor) begin(q logQuery, tail tailRule) error {
 }
 
 // survey appends to files what came since the last survey: rotated files that are newer than any seen, and current.
-// It opens current first: a rotation in between shows it in the directory, under its inode.
+// It opens current first: a rotation in between shows it in the directory, under its inode. In the middle of a
+// rotation there is no current.
 func (c *logCursor) survey() error {
 	for {
 		cur, err := openLog(filepath.Join(c.source.Dir, currentName))
@@ -632,15 +634,16 @@ func (c *logCursor) survey() error {
 	}
 }
 
-// surveyWith: again = current was rotated and deleted meanwhile.
+// surveyWith: again = current was rotated meanwhile, and the listing has it not, or not any more.
 func (c *logCursor) surveyWith(cur *os.File) (again bool, err error) {
-	list, err := listRotated(c.source.Dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	list, err := c.listNewer()
+	if err == nil && cur == nil && len(list) > 0 {
+		list, err = c.listNewerTo(list[len(list)-1])
+	}
+	if err != nil {
 		closeFile(cur)
 		return false, err
 	}
-	i, _ := slices.BinarySearch(list, c.newest+1)
-	list = list[i:]
 	if cur != nil && !sameFile(cur, filepath.Join(c.source.Dir, currentName)) {
 		at := c.findRotated(cur, list)
 		if at < 0 {
@@ -660,6 +663,29 @@ func (c *logCursor) surveyWith(cur *os.File) (again bool, err error) {
 	}
 	c.adopt(list, cur)
 	return false, nil
+}
+
+// listNewer reads the times of the rotated files that are newer than any seen. The kernel gives a directory in
+// pieces: of the files that are rotated meanwhile one may be missing and a later one be there. What was rotated before
+// the listing began is there, and so is all that is older than a current which was opened before.
+func (c *logCursor) listNewer() ([]int64, error) {
+	list, err := c.list(c.source.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	i, _ := slices.BinarySearch(list, c.newest+1)
+	return list[i:], nil
+}
+
+// listNewerTo lists again, for want of a current that shows how far a listing is complete: this one is complete up to
+// the newest name of the one before. What is newer came after the survey began, and is left to the next one.
+func (c *logCursor) listNewerTo(newest int64) ([]int64, error) {
+	list, err := c.listNewer()
+	i, _ := slices.BinarySearch(list, newest+1)
+	return list[:i], err
 }
 
 func (c *logCursor) adopt(list []int64, cur *os.File) {

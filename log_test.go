@@ -430,6 +430,132 @@ func TestFollowLogsAcrossManyRotations(t *testing.T) {
 	b.stop(p)
 }
 
+// turningLog is a log with one record in every file, which rotates in the middle of a listing. Of the files rotated
+// then the listing has the last alone, as the kernel may show it: it gives a directory in pieces.
+type turningLog struct {
+	t      *testing.T
+	source logSource
+	n      int   // records
+	last   int64 // newest rotated file
+	during int   // rotations in the middle of the next listing
+	begun  bool  // current is there after them
+}
+
+func newTurningLog(t *testing.T) *turningLog {
+	return &turningLog{t: t, source: logSource{"x", t.TempDir()}}
+}
+
+func (l *turningLog) write() {
+	l.n++
+	writeFile(l.t, filepath.Join(l.source.Dir, currentName), rec(l.n, "stdout", "F", fmt.Sprint(l.n)))
+}
+
+func (l *turningLog) rotate() {
+	l.t.Helper()
+	l.last = day0 + int64(l.n)*1e9
+	if err := os.Rename(filepath.Join(l.source.Dir, currentName), filepath.Join(l.source.Dir, rotatedName(l.last))); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *turningLog) list(dir string) ([]int64, error) {
+	list, err := listRotated(dir)
+	if l.during == 0 {
+		return list, err
+	}
+	for ; l.during > 0; l.during-- {
+		if _, err := os.Lstat(filepath.Join(dir, currentName)); err != nil {
+			l.write()
+		}
+		l.rotate()
+	}
+	if l.begun {
+		l.write()
+	}
+	return append(list, l.last), err
+}
+
+// cursor gives a reader of this log.
+func (l *turningLog) cursor() *logCursor {
+	c := newCursor(l.source, logQuery{Lines: -1})
+	c.list = l.list
+	l.t.Cleanup(c.close)
+	return c
+}
+
+// first is what a reader of the first n records gets.
+func (l *turningLog) first(n int) (list []string) {
+	for i := range n {
+		list = append(list, fmt.Sprintf("x: %d", i+1))
+	}
+	return list
+}
+
+// drain appends to list what c has.
+func (l *turningLog) drain(c *logCursor, list *[]string) {
+	l.t.Helper()
+	if err := mergeLogs([]*logCursor{c}, -1, collect(list)); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func TestRotationsInTheMiddleOfAListing(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		current bool // before
+		during  int
+		begun   bool // current is there afterwards
+	}{
+		{"current is rotated once", true, 1, true},
+		{"current is rotated, and there is none", true, 1, false},
+		{"current is rotated, and its successor too", true, 2, true},
+		{"current is rotated, and two successors too", true, 3, false},
+		{"there was no current, one is begun and rotated", false, 1, true},
+		{"there was no current, two are begun and rotated", false, 2, true},
+		{"there is no current before and after two rotations", false, 2, false},
+		{"there is no current before and after five rotations", false, 5, false},
+	} {
+		turn := func(l *turningLog) (there int) {
+			l.rotate()
+			if c.current {
+				l.write()
+			}
+			l.during, l.begun = c.during, c.begun
+			return l.n
+		}
+		t.Run(c.name+": a reader gets what was there, without a hole", func(t *testing.T) {
+			l := newTurningLog(t)
+			l.write()
+			there := turn(l)
+			reader := l.cursor()
+			if err := reader.begin(logQuery{Lines: -1}, joinTail); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			l.drain(reader, &got)
+			wantLines(t, got, l.first(max(there, len(got)))...)
+		})
+		t.Run(c.name+": a follower gets all", func(t *testing.T) {
+			l := newTurningLog(t)
+			l.write()
+			follower := l.cursor()
+			if err := follower.begin(logQuery{Lines: -1}, holdTail); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			l.drain(follower, &got)
+			turn(l)
+			for range 2 {
+				if err := follower.catchUp(); err != nil {
+					t.Fatal(err)
+				}
+				l.drain(follower, &got)
+			}
+			wantLines(t, got, l.first(l.n)...)
+		})
+	}
+}
+
 func TestReadLogsWhileTheLogRotates(t *testing.T) {
 	b := newPumpBed(t)
 	b.cfg.MaxSize, b.cfg.MaxFiles = 20_000, 3
