@@ -42,6 +42,8 @@ const (
 	startLimit        = 30 * time.Second       // of connectOrStart
 	bindPatience      = 200 * time.Millisecond // for a daemon to bind its socket, before it is asked to do it anew
 	otherStarterLimit = 5 * time.Second        // wait for a daemon that something else keeps alive
+	healFirst         = 100 * time.Millisecond // pause of shim and daemon before they look after a lost other; it doubles
+	healMost          = 10 * time.Second
 )
 
 // home is $DIAKONOS_HOME, absolute and clean.
