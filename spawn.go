@@ -578,6 +578,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 // lookForMain answers findMain: from PIDFile, which the service may write only after its parent has gone, or by a guess.
 func (s *shim) lookForMain() {
 	if s.svc.Sub != starting || s.svc.unit.Type != typeForking || s.control.fd >= 0 {
+		s.unwatchPIDFile()
 		return
 	}
 	if path := s.svc.unit.PIDFile; path != "" {
@@ -613,6 +614,7 @@ func onlyChild(pids []int) int {
 func (s *shim) lookAtPIDFile(path string) {
 	if pid := s.readPIDFile(path); pid != 0 {
 		if ref := s.adoptMain(pid, "PIDFile"); !ref.zero() {
+			s.unwatchPIDFile()
 			s.feed(evMain{ref: ref})
 			return
 		}
@@ -637,6 +639,14 @@ func (s *shim) readPIDFile(path string) int {
 	b := make([]byte, 64)
 	n, _ := unix.Read(fd, b)
 	return parsePIDFile(b[:max(n, 0)])
+}
+
+// unwatchPIDFile: the directory may be a busy one, and the next start may have another.
+func (s *shim) unwatchPIDFile() {
+	if s.pidWatch != nil {
+		s.pidWatch.Close() // its reader ends
+		s.pidWatch = nil
+	}
 }
 
 // watchPIDFile wakes us when something happens in the directory of PIDFile (man 7 inotify), and looks once more at once.
