@@ -254,6 +254,9 @@ func (s *shim) open() {
 		s.warn("%v", err)
 	}
 	s.adopt(handed)
+	if fd, ok := handed.held[heldMain]; ok {
+		unix.Close(fd) // it was for the exit status only
+	}
 	s.greetDaemon()
 	s.settle()
 }
@@ -635,6 +638,10 @@ func (s *shim) settle() {
 func (s *shim) save() error {
 	s.trim()
 	body, err := json.Marshal(&s.svc.runRecord)
+	if err == nil && len(body) > slotBytes-slotHeader { // texts full of characters that JSON escapes: what is only shown gives way
+		s.svc.StatusText, s.svc.Reason, s.svc.Job.Text = "", cutTo(s.svc.Reason, maxText/8), cutTo(s.svc.Job.Text, maxText/8)
+		body, err = json.Marshal(&s.svc.runRecord)
+	}
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,13 @@
 // Role: tests of the shim's decisions that need no process.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: wire, sys, pump, log, supervise, unit, child, shim, spawn.
+// Uses: wire, sys, pump, log, supervise, unit, state, child, shim, spawn.
 
 package main
 
 import (
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -57,4 +58,23 @@ func TestGreetingLeavesOutMissingFIFOs(t *testing.T) {
 		t.Errorf("descriptors of %v travel, want those of err alone", f.Names)
 	}
 	c.close()
+}
+
+func TestRecordFitsItsSlot(t *testing.T) {
+	t.Chdir(t.TempDir())
+	file, err := openRecord("state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.close()
+	odd := strings.Repeat("<", 2*maxText) // six bytes each in JSON
+	s := &shim{svc: newService(new(unit), runRecord{StatusText: odd, Reason: odd}), state: file}
+	s.svc.Job.Text = odd
+	for i := range 2 * maxLeft {
+		s.svc.Left = append(s.svc.Left, 4000000+i)
+		s.svc.Starts = append(s.svc.Starts, 1<<60)
+	}
+	if err := s.save(); err != nil {
+		t.Errorf("a service that says odd things cannot be recorded: %v", err)
+	}
 }

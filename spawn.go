@@ -29,7 +29,12 @@ func (s *shim) spawnWhenClear(e spawn) {
 		return
 	}
 	mode := s.svc.unit.KillMode
-	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone || s.treeIsEmpty() {
+	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone {
+		s.spawn(e)
+		return
+	}
+	if s.treeIsEmpty() {
+		s.adopted = false // all that there will be descends from us: no more walks over all processes
 		s.spawn(e)
 		return
 	}

@@ -339,11 +339,13 @@ func (h home) makeRunDir(name string) error {
 // maxText bounds one text in a record (bytes), so that the record fits its slot.
 const maxText = 512
 
-func cutText(t string) string {
-	if len(t) <= maxText {
+func cutText(t string) string { return cutTo(t, maxText) }
+
+func cutTo(t string, most int) string {
+	if len(t) <= most {
 		return t
 	}
-	return strings.ToValidUTF8(t[:maxText], "")
+	return strings.ToValidUTF8(t[:most], "")
 }
 
 // ---- records that are replaced
