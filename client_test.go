@@ -175,7 +175,7 @@ verbs:
   kill           stop all services, then the daemon
   daemon-status  the daemon: version, uptime, home, what this machine cannot give
   daemon         run the daemon in the foreground
-  install        make the links diakonosctl, diakonosd, diakonos-run, diakonos-init
+  install        make the links diakonos, diakonosctl, diakonosd, diakonos-run
   help           this text, or more on a verb; `+"`help keys`"+` lists all keys of unit files
   version        version, commit, Go version
 

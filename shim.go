@@ -664,7 +664,7 @@ func (s *shim) trim() {
 	r.Reason, r.StatusText, r.Job.Text = cutText(r.Reason), cutText(r.StatusText), cutText(r.Job.Text)
 	r.Left = r.Left[:min(len(r.Left), maxLeft)]
 	r.Orphans = r.Orphans[:min(len(r.Orphans), maxLeft)]
-	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
+	r.Starts = r.Starts[max(0, len(r.Starts)-maxStartLimit):]
 }
 
 // announce sends the state to the daemon, with descriptors that it shall hold.
@@ -1038,7 +1038,7 @@ func (s *shim) onGone(m msgGone) {
 		return
 	}
 	p.gone = true
-	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && s.daemon == nil {
+	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
 	}
@@ -1051,6 +1051,15 @@ func (s *shim) onGone(m msgGone) {
 		dup = -1
 	}
 	go s.awaitStatus(m, dup)
+}
+
+// daemonReaps: the zombie is the daemon's child, so its note is on the way; it knows more than /proc may show us.
+func (s *shim) daemonReaps(parent int) bool {
+	if s.daemon == nil {
+		return false
+	}
+	b, _ := readSmall(s.home.path + "/daemon.pid")
+	return parsePIDFile(b) == parent
 }
 
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
