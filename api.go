@@ -567,6 +567,9 @@ func (m *manager) answerReset(c *session, r request) {
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
 		case e == nil: // never started
+		case e.link != nil && e.pid == 0: // its shim has said farewell, or not yet hello: either will wake us
+			m.parked = append(m.parked, msgRequest{c, r})
+			return
 		case e.hello:
 			m.poke(e, shimFrame{Op: opReset})
 		case e.record.Sub == failed:
@@ -590,6 +593,9 @@ func (m *manager) answerForget(c *session, r request) {
 			return
 		case !m.isDown(name) || m.jobs.job(name) != nil:
 			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
+			return
+		case e.link != nil && e.pid != 0:
+			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim still carries output of processes that its stop left", name))
 			return
 		case e.link != nil || e.child && lockIsTaken(m.home.runDir(name)):
 			m.parked = append(m.parked, msgRequest{c, r}) // its end will wake us
