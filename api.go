@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,9 @@ import (
 
 // clientQueue is how many answers may wait for a client that does not read; then it is dropped, never waited for.
 const clientQueue = 256
+
+// acceptPause is the wait after a connection that could not be accepted.
+const acceptPause = 100 * time.Millisecond
 
 // session is one connection of a client. The loop writes into out; a goroutine carries it to the peer.
 type session struct {
@@ -46,11 +50,16 @@ func (m *manager) accept() {
 	l := m.listener
 	for {
 		f, err := acceptFrom(l)
+		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+			if err = m.turnAway(l); err == nil {
+				continue
+			}
+		}
 		switch {
-		case errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE):
-			m.turnAway(l)
-			continue
-		case err != nil:
+		case errors.As(err, new(syscall.Errno)): // no memory, or no descriptor even so: a daemon that never accepts again would hang its clients
+			time.AfterFunc(acceptPause, m.accept)
+			return
+		case err != nil: // closed
 			return
 		case !peerAllowed(f):
 			f.Close()
@@ -61,7 +70,7 @@ func (m *manager) accept() {
 }
 
 // turnAway runs in the accepting goroutine, the only user of the reserve after start-up.
-func (m *manager) turnAway(l *os.File) {
+func (m *manager) turnAway(l *os.File) error {
 	if m.reserve >= 0 {
 		unix.Close(m.reserve)
 		m.reserve = -1
@@ -74,6 +83,7 @@ func (m *manager) turnAway(l *os.File) {
 		c.close()
 	}
 	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return err
 }
 
 // serve reads requests from one client and writes to it, in two goroutines that own nothing else.
@@ -121,6 +131,7 @@ func (m *manager) send(c *session, replies ...reply) {
 	select {
 	case c.out <- b:
 	default:
+		_ = c.conn.f.SetDeadline(time.Unix(1, 0)) // its writer must not wait for ever either
 		m.dropClient(c)
 	}
 }
@@ -556,6 +567,9 @@ func (m *manager) answerReset(c *session, r request) {
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
 		case e == nil: // never started
+		case e.link != nil && e.pid == 0: // its shim has said farewell, or not yet hello: either will wake us
+			m.parked = append(m.parked, msgRequest{c, r})
+			return
 		case e.hello:
 			m.poke(e, shimFrame{Op: opReset})
 		case e.record.Sub == failed:
@@ -579,6 +593,9 @@ func (m *manager) answerForget(c *session, r request) {
 			return
 		case !m.isDown(name) || m.jobs.job(name) != nil:
 			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
+			return
+		case e.link != nil && e.pid != 0:
+			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim still carries output of processes that its stop left", name))
 			return
 		case e.link != nil || e.child && lockIsTaken(m.home.runDir(name)):
 			m.parked = append(m.parked, msgRequest{c, r}) // its end will wake us

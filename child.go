@@ -22,14 +22,17 @@ const (
 	pidFileFD = 5 // description of main.pid with an OFD lock; absent for control processes
 )
 
+// exitNeverRan is the status of a stage that saw no commit. None of systemd's, and rare: it counts only while the record says "spawning".
+const exitNeverRan = 199
+
 // stageMain never returns to the caller in good order: it becomes the service or exits.
 func stageMain() int {
 	runtime.LockOSThread() // credentials and signal mask belong to this thread, which execve keeps
 	order, ok := readOrder()
 	if !ok {
-		// End of file: the shim died or thought better of it. Emptying main.pid tells a successor that nothing ran.
+		// End of file: the shim died or thought better of it. The empty main.pid and the status tell a successor that nothing ran.
 		_ = unix.Ftruncate(pidFileFD, 0)
-		return exitFailed
+		return exitNeverRan
 	}
 	for fd := barrierFD; fd <= pidFileFD; fd++ {
 		unix.CloseOnExec(fd)

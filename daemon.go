@@ -1187,6 +1187,8 @@ func (e *supervised) openWish() jobKind {
 	switch {
 	case w.Job == "":
 		return ""
+	case !done && e.record.Job.ID == w.Job && e.record.Job.Verb == verbStart:
+		return startJob // also of a restart whose stop is through: not once more
 	case !done && w.Then == verbStart, !done && w.Verb == verbRestart:
 		return restartJob
 	case !done:

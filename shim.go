@@ -21,14 +21,12 @@ import (
 )
 
 const (
-	linkFD      = 3               // the shim's end of the socket pair with the daemon that started it
-	shimThreads = 1               // beside those that the runtime has at once: 6 in all
-	shimGC      = 20              // percent: with the default the heap would grow to 4 MiB before the first collection
-	lockLimit   = 2 * time.Second // for a predecessor to be gone
-	statusLimit = time.Second     // for the exit status of an adopted process to come from who reaped it
-	busyLimit   = 5 * time.Second // for leftovers to die of SIGKILL before a start is given up
-	healFirst   = 100 * time.Millisecond
-	healMost    = 10 * time.Second
+	linkFD      = 3                // the shim's end of the socket pair with the daemon that started it
+	shimThreads = 1                // beside those that the runtime has at once: 6 in all
+	shimGC      = 20               // percent: with the default the heap would grow to 4 MiB before the first collection
+	lockLimit   = 2 * time.Second  // for a predecessor to be gone
+	statusLimit = time.Second      // for the exit status of an adopted process to come from who reaped it
+	busyLimit   = 5 * time.Second  // for leftovers to die of SIGKILL before a start is given up
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
 	notifyBatch = 64               // messages that are read before anything else is done
@@ -256,6 +254,9 @@ func (s *shim) open() {
 		s.warn("%v", err)
 	}
 	s.adopt(handed)
+	if fd, ok := handed.held[heldMain]; ok {
+		unix.Close(fd) // it was for the exit status only
+	}
 	s.greetDaemon()
 	s.settle()
 }
@@ -465,27 +466,49 @@ func (s *shim) nothingRan(ev evAdopted) bool {
 		if s.svc.Main.zero() {
 			return true
 		}
-		b, err := readSmall("main.pid")
-		return ev.main != exitStatus{} && err == nil && len(b) == 0 // the stage emptied it
+		return ev.main != exitStatus{} && s.neverRan(roleMain, ev.main)
 	case roleControl:
-		return s.svc.Control.zero()
+		return s.svc.Control.zero() || s.neverRan(roleControl, ev.control)
 	}
 	return false
+}
+
+// neverRan tells of an adopted process that has ended whether it was a stage that saw no commit.
+func (s *shim) neverRan(r role, x exitStatus) bool {
+	if s.svc.Spawning != r {
+		return false
+	}
+	if x == (exitStatus{exitExited, exitNeverRan}) {
+		return true
+	}
+	b, err := readSmall("main.pid")
+	return r == roleMain && err == nil && len(b) == 0 // the stage emptied it
 }
 
 // awaitExec waits for a stage that outlived its shim: it holds a lock on main.pid until execve.
 func (s *shim) awaitExec() {
 	fd, err := openRetry("main.pid", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		s.inbox <- msgExecDone{s.main.ref.PID}
-		return
-	}
 	pid := s.main.ref.PID
 	go func() {
-		_ = waitByte(fd, 0)
-		unix.Close(fd)
+		if err == nil { // without the file there is nothing to wait for
+			_ = waitByte(fd, 0)
+			unix.Close(fd)
+		}
 		s.inbox <- msgExecDone{pid}
 	}()
+}
+
+// onExecDone: an adopted stage has become the service, unless it is on its way out: then its end tells what was wrong.
+func (s *shim) onExecDone(pid int) {
+	if s.main.ref.PID != pid || s.main.gone || pollIn(s.main.fd) {
+		return
+	}
+	if st, err := readStat(pid); err == nil && st.exiting {
+		return
+	}
+	s.main.pending = false
+	s.feed(evSpawned{roleMain})
+	s.payOwed()
 }
 
 // ---- the loop
@@ -531,11 +554,7 @@ func (s *shim) handle(m any) {
 		s.readNotify()
 		m.read <- struct{}{}
 	case msgExecDone:
-		if s.main.ref.PID == m.pid && !s.main.gone {
-			s.main.pending = false
-			s.feed(evSpawned{roleMain})
-			s.payOwed()
-		}
+		s.onExecDone(m.pid)
 	case msgPIDFile:
 		s.lookForMain()
 	case msgBusy:
@@ -619,6 +638,10 @@ func (s *shim) settle() {
 func (s *shim) save() error {
 	s.trim()
 	body, err := json.Marshal(&s.svc.runRecord)
+	if err == nil && len(body) > slotBytes-slotHeader { // texts full of characters that JSON escapes: what is only shown gives way
+		s.svc.StatusText, s.svc.Reason, s.svc.Job.Text = "", cutTo(s.svc.Reason, maxText/8), cutTo(s.svc.Job.Text, maxText/8)
+		body, err = json.Marshal(&s.svc.runRecord)
+	}
 	if err != nil {
 		return err
 	}
@@ -981,8 +1004,12 @@ func (s *shim) act(effects []effect) {
 
 // ended: a process that is not our child has ended.
 func (s *shim) ended(r role, x exitStatus) {
+	var ev event = evExit{r, x}
+	if s.neverRan(r, x) {
+		ev = evAdopted{nothingRan: true} // the stage outlived the shim before us by a moment
+	}
 	s.forget(r)
-	s.feed(evExit{r, x})
+	s.feed(ev)
 	s.checkTree()
 }
 

@@ -29,7 +29,12 @@ func (s *shim) spawnWhenClear(e spawn) {
 		return
 	}
 	mode := s.svc.unit.KillMode
-	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone || s.treeIsEmpty() {
+	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone {
+		s.spawn(e)
+		return
+	}
+	if s.treeIsEmpty() {
+		s.adopted = false // all that there will be descends from us: no more walks over all processes
 		s.spawn(e)
 		return
 	}
@@ -578,6 +583,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 // lookForMain answers findMain: from PIDFile, which the service may write only after its parent has gone, or by a guess.
 func (s *shim) lookForMain() {
 	if s.svc.Sub != starting || s.svc.unit.Type != typeForking || s.control.fd >= 0 {
+		s.unwatchPIDFile()
 		return
 	}
 	if path := s.svc.unit.PIDFile; path != "" {
@@ -613,6 +619,7 @@ func onlyChild(pids []int) int {
 func (s *shim) lookAtPIDFile(path string) {
 	if pid := s.readPIDFile(path); pid != 0 {
 		if ref := s.adoptMain(pid, "PIDFile"); !ref.zero() {
+			s.unwatchPIDFile()
 			s.feed(evMain{ref: ref})
 			return
 		}
@@ -637,6 +644,14 @@ func (s *shim) readPIDFile(path string) int {
 	b := make([]byte, 64)
 	n, _ := unix.Read(fd, b)
 	return parsePIDFile(b[:max(n, 0)])
+}
+
+// unwatchPIDFile: the directory may be a busy one, and the next start may have another.
+func (s *shim) unwatchPIDFile() {
+	if s.pidWatch != nil {
+		s.pidWatch.Close() // its reader ends
+		s.pidWatch = nil
+	}
 }
 
 // watchPIDFile wakes us when something happens in the directory of PIDFile (man 7 inotify), and looks once more at once.

@@ -42,6 +42,8 @@ const (
 	startLimit        = 30 * time.Second       // of connectOrStart
 	bindPatience      = 200 * time.Millisecond // for a daemon to bind its socket, before it is asked to do it anew
 	otherStarterLimit = 5 * time.Second        // wait for a daemon that something else keeps alive
+	healFirst         = 100 * time.Millisecond // pause of shim and daemon before they look after a lost other; it doubles
+	healMost          = 10 * time.Second
 )
 
 // home is $DIAKONOS_HOME, absolute and clean.
@@ -337,11 +339,13 @@ func (h home) makeRunDir(name string) error {
 // maxText bounds one text in a record (bytes), so that the record fits its slot.
 const maxText = 512
 
-func cutText(t string) string {
-	if len(t) <= maxText {
+func cutText(t string) string { return cutTo(t, maxText) }
+
+func cutTo(t string, most int) string {
+	if len(t) <= most {
 		return t
 	}
-	return strings.ToValidUTF8(t[:maxText], "")
+	return strings.ToValidUTF8(t[:most], "")
 }
 
 // ---- records that are replaced

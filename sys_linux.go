@@ -50,6 +50,7 @@ type procStat struct {
 	cpuTicks                 uint64 // fields 14 + 15
 	rssPages                 int64  // field 24
 	exitCode                 int    // field 52, only while a zombie; wait status
+	exiting                  bool   // field 9, PF_EXITING: it is giving up its files and locks, or has
 }
 
 // readStat reads /proc/PID/stat. The name may hold spaces and parentheses: fields are counted from the last ')'.
@@ -83,6 +84,7 @@ func parseStat(b []byte) (s procStat, err error) {
 	s.ppid, s.pgrp, s.session = int(num(4)), int(num(5)), int(num(6))
 	s.cpuTicks, s.start, s.rssPages = uint64(num(14)+num(15)), uint64(num(22)), num(24)
 	s.exitCode = int(num(52))
+	s.exiting = num(9)&0x4 != 0 // PF_EXITING of linux/sched.h
 	return s, nil
 }
 

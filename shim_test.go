@@ -1,0 +1,80 @@
+// Role: tests of the shim's decisions that need no process.
+// Runs in: go test.
+// Owns: nothing.
+// Uses: wire, sys, pump, log, supervise, unit, state, child, shim, spawn.
+
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestStageWithoutCommitNeverRan(t *testing.T) {
+	refused, ended := exitStatus{exitExited, exitNeverRan}, exitStatus{exitExited, 1}
+	for _, c := range []struct {
+		what     string
+		spawning role
+		of       role
+		exit     exitStatus
+		pidFile  string
+		never    bool
+	}{
+		{"the stage of a control process saw no commit", roleControl, roleControl, refused, "", true},
+		{"the stage of the main process saw no commit", roleMain, roleMain, refused, "7\n", true},
+		{"its status is lost, but it emptied main.pid", roleMain, roleMain, exitStatus{How: exitLost}, "", true},
+		{"a program ended with the same status later", "", roleControl, refused, "7\n", false},
+		{"a command ended before its start was noted", roleControl, roleControl, ended, "", false},
+		{"the main process ended before its start was noted", roleMain, roleMain, ended, "7\n", false},
+		{"the main process ended while a command was started", roleControl, roleMain, refused, "7\n", false},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			if err := os.WriteFile("main.pid", []byte(c.pidFile), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := &shim{svc: newService(new(unit), runRecord{Spawning: c.spawning})}
+			if got := s.neverRan(c.of, c.exit); got != c.never {
+				t.Errorf("never ran = %v, want %v", got, c.never)
+			}
+		})
+	}
+}
+
+func TestGreetingLeavesOutMissingFIFOs(t *testing.T) {
+	p := new(pump)
+	p.handles[streamOut].Store(-1)
+	p.handles[streamErr].Store(2)
+	ours, theirs := testPair(t)
+	s := &shim{svc: newService(new(unit), runRecord{}), pump: p, main: process{fd: -1}, notify: notifySocket{fd: -1}, daemon: newConn(ours)}
+	s.greetDaemon()
+	c := newConn(theirs)
+	var f shimFrame
+	if err := c.readFrame(&f); err != nil {
+		t.Fatalf("the greeting is lost: %v", err)
+	}
+	if len(f.Names) != 1 || f.Names[0] != heldErr {
+		t.Errorf("descriptors of %v travel, want those of err alone", f.Names)
+	}
+	c.close()
+}
+
+func TestRecordFitsItsSlot(t *testing.T) {
+	t.Chdir(t.TempDir())
+	file, err := openRecord("state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.close()
+	odd := strings.Repeat("<", 2*maxText) // six bytes each in JSON
+	s := &shim{svc: newService(new(unit), runRecord{StatusText: odd, Reason: odd}), state: file}
+	s.svc.Job.Text = odd
+	for i := range 2 * maxLeft {
+		s.svc.Left = append(s.svc.Left, 4000000+i)
+		s.svc.Starts = append(s.svc.Starts, 1<<60)
+	}
+	if err := s.save(); err != nil {
+		t.Errorf("a service that says odd things cannot be recorded: %v", err)
+	}
+}
