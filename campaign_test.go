@@ -849,6 +849,11 @@ func TestCampaignInstanceObserver(t *testing.T) {
 	end(second)
 
 	parent := start(4, "-spawn", "1", "-mark", lock)
+	if !eventually(testPatience, func() bool {
+		return slices.ContainsFunc(seenBelow(readProcesses(), []int{parent.Process.Pid}), func(p seenProcess) bool { return strings.HasSuffix(p.command, "-mark "+lock) })
+	}) {
+		t.Fatal("no child")
+	}
 	end(parent)
 	end(start(5))
 	if got := read(); strings.Count(got, "DUP") != 2 {

@@ -23,12 +23,13 @@ import (
 )
 
 const (
-	shimBatch   = 64               // shims that one helper starts: bounded by descriptors, not by time
-	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
-	adoptMax    = 2 * time.Second  // for live shims to answer; then what was interrupted goes on without them
-	shimTries   = 5                // starts of a shim in a row that did not come to its hello
-	shimBrief   = time.Second      // a shim that ends sooner after its hello may do so for ever
-	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
+	shimBatch   = 64                     // shims that one helper starts: bounded by descriptors, not by time
+	shimPause   = 10 * time.Second       // then it is tried again, if something runs unsupervised
+	adoptMax    = 2 * time.Second        // for live shims to answer; then what was interrupted goes on without them
+	shimTries   = 5                      // starts of a shim in a row that did not come to its hello
+	shimFirst   = 100 * time.Millisecond // pause before the next try, doubling to shimPause
+	shimBrief   = time.Second            // a shim that ends sooner after its hello may do so for ever
+	takeOverMax = 10 * time.Second       // for an auto-started daemon to give way to one in the foreground
 )
 
 // manager is the daemon's state. Everything below "loop" is touched by its owner goroutine alone.
@@ -932,7 +933,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	}
 	m.collectOrphans(e)
 	if e.endsInHaste(met) {
-		e.pause = healFirst
+		e.pause = shimFirst
 		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
 		return
 	}
@@ -1013,10 +1014,10 @@ func (m *manager) reachShim(e *supervised) {
 // reachLater: a shim that holds its lock but cannot be reached is about to bind its socket, or to bind it anew after it was deleted.
 func (m *manager) reachLater(e *supervised) {
 	m.home.askShimToBindAnew(e.name, e.record.ShimPID)
-	if e.pause == healMost && e.order != nil {
+	if e.pause == shimPause && e.order != nil {
 		m.finish(e, jobFailed, "its shim does not answer; see "+m.home.daemonLog())
 	}
-	e.pause = min(max(2*e.pause, healFirst), healMost)
+	e.pause = min(max(2*e.pause, shimFirst), shimPause)
 	time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
 }
 

@@ -338,7 +338,7 @@ func TestUnitMistakes(t *testing.T) {
 			`5: UMask: a plain number is not octal, write "0022" or 0o022`,
 			`6: LogMaxSize: want at least 4096 bytes`,
 			`7: LogMaxFiles: want a whole number from 1 to 100000`,
-			`8: StartLimitBurst: want a whole number from 0 to 2147483647`,
+			`8: StartLimitBurst: want a whole number from 0 to 100`,
 			`9: SuccessExitStatus: exit code "256" is not between 0 and 255`)},
 		{"endless lists", "[unit]\nAfter = \"" + strings.Repeat("a ", maxItems+1) + "\"\n[service]\nExecStart = \"x\"\nEnvironment = [" + strings.Repeat("'A=1',", maxItems+1) + "]", words(
 			"2: After: a list of more than 4096 items", "5: Environment: a list of more than 4096 items")},
