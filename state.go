@@ -252,7 +252,8 @@ func (r *recordFile) read(v record) error {
 	if err != nil {
 		return err
 	}
-	return decodeSlots(r.room[:n], v)
+	_, err = decodeSlots(r.room[:n], v)
+	return err
 }
 
 // write replaces the older slot by one with this JSON text.

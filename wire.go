@@ -249,17 +249,17 @@ func slotSum(slot []byte, n int) uint32 {
 	return ^sum
 }
 
-// decodeSlots reads the newer readable slot of a record file into r. errNoRecord when neither is readable, errNeverWritten when both
-// are blank.
-func decodeSlots(file []byte, r record) error {
-	body, _, err := newestSlot(file)
+// decodeSlots reads the newer readable slot of a record file into r and returns its sequence number.
+// errNoRecord when neither is readable, errNeverWritten when both are blank.
+func decodeSlots(file []byte, r record) (uint64, error) {
+	body, seq, err := newestSlot(file)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if err := decode(body, r); err != nil {
-		return fmt.Errorf("%w: %v", errNoRecord, err)
+		return 0, fmt.Errorf("%w: %v", errNoRecord, err)
 	}
-	return nil
+	return seq, nil
 }
 
 // newestSlot returns the JSON text and the sequence number of the newer readable slot.
