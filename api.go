@@ -573,24 +573,57 @@ func (m *manager) answerReset(c *session, r request) {
 func (m *manager) answerForget(c *session, r request) {
 	for _, name := range r.Names {
 		e := m.services[name]
-		if e == nil {
+		switch {
+		case e == nil:
 			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
 			return
-		}
-		if !m.isDown(name) || e.link != nil || m.jobs.job(name) != nil || lockIsTaken(m.home.runDir(name)) {
+		case !m.isDown(name) || m.jobs.job(name) != nil:
 			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
 			return
+		case e.link != nil || e.child && lockIsTaken(m.home.runDir(name)):
+			m.parked = append(m.parked, msgRequest{c, r}) // its end will wake us
+			return
+		case lockIsTaken(m.home.runDir(name)):
+			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim is still there", name))
+			return
 		}
-		if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+	}
+	for _, name := range r.Names {
+		if err := m.forget(name); err != nil {
 			m.done(c, exitFailed, err.Error())
 			return
 		}
-		e.letGo()
-		delete(m.services, name)
-		delete(m.broken, name)
-		m.stale = true
 	}
 	m.done(c, exitOK, "")
+}
+
+func (m *manager) forget(name string) error {
+	e := m.services[name]
+	if e == nil {
+		return nil // named twice
+	}
+	if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+		return err
+	}
+	e.letGo()
+	delete(m.services, name)
+	delete(m.broken, name)
+	m.stale = true
+	return nil
+}
+
+// unpark tries again what had to wait.
+func (m *manager) unpark() {
+	if len(m.adopting) > 0 {
+		return
+	}
+	list := m.parked
+	m.parked = nil
+	for _, p := range list {
+		if m.clients[p.c] {
+			m.answer(p.c, p.r)
+		}
+	}
 }
 
 // errDaemonCame: killAlone is not alone any more.
@@ -610,6 +643,7 @@ func killAlone(h home, report func(jobLine)) error {
 		return errDaemonCame
 	}
 	defer unix.Close(lock)
+	defer unix.Umask(unix.Umask(0o077))
 	m, err := managerWithLock(h, modeAuto)
 	if err != nil {
 		return err
@@ -624,20 +658,23 @@ func killAlone(h home, report func(jobLine)) error {
 	m.adoptAll()
 	c := newConn(os.NewFile(uintptr(ours), "kill"))
 	defer c.close()
-	m.serve(os.NewFile(uintptr(theirs), "client"))
 	ended := make(chan struct{})
 	go func() {
 		m.loop()
+		for c := range m.clients { // SIGTERM or Ctrl-C has ended it: nobody answers any more
+			m.dropClient(c)
+		}
 		close(ended)
 	}()
 	defer func() { <-ended }()
+	m.serve(os.NewFile(uintptr(theirs), "client")) // it posts to the loop, whose inbox the shims may have filled
 	if err := c.sendJSON(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
 		return err
 	}
 	for {
 		var r reply
 		if err := c.readJSON(&r); err != nil {
-			return err
+			return fmt.Errorf("interrupted; not all services are stopped: %w", err)
 		}
 		if r.Job != nil {
 			report(*r.Job)

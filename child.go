@@ -84,8 +84,8 @@ func becomeService(o stageOrder) stageFailure {
 		}
 	}
 	unix.Umask(o.UMask)
+	_, _ = unix.Write(reportFD, []byte(stageReportExec)) // before SIGPIPE has its default action: the shim may be dead
 	resetSignals()
-	_, _ = unix.Write(reportFD, []byte(stageReportExec))
 	err := syscall.Exec(o.Path, o.Argv, o.Env) // also gives NOFILE its original soft limit back
 	return stageFailure{stageExec, int(errnoOf(err))}
 }

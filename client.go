@@ -1137,7 +1137,7 @@ func (c *client) showDaemon(d *daemonStatus) {
 		return
 	}
 	c.out.daemonScreen(d)
-	if own := buildText(); d.Running && d.Version != own {
+	if own := version; d.Running && d.Version != own {
 		c.warn("this client is of another version: " + own)
 	}
 }
@@ -1488,9 +1488,9 @@ starts the enabled units.`},
 		{name: "daemon", brief: "run the daemon in the foreground",
 			more: `As diakonosd does. Without it the first command starts one in the background.
 SIGTERM ends the daemon; services run on.`},
-		{name: "install", args: "[DIR]", brief: "make the links diakonosctl, diakonosd, diakonos-run, diakonos-init",
+		{name: "install", args: "[DIR]", brief: "make the links diakonos, diakonosctl, diakonosd, diakonos-run",
 			flags: []string{"hard-links"}, bare: true,
-			more: `They lie beside the binary, or in DIR.`},
+			more: `They lie beside the binary, or in DIR, which must be there.`},
 		{name: "help", args: "[VERB]", brief: "this text, or more on a verb; `help keys` lists all keys of unit files", bare: true},
 		{name: "version", brief: "version, commit, Go version", bare: true, run: (*client).runVersion},
 	}

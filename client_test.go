@@ -9,7 +9,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -176,7 +175,7 @@ verbs:
   kill           stop all services, then the daemon
   daemon-status  the daemon: version, uptime, home, what this machine cannot give
   daemon         run the daemon in the foreground
-  install        make the links diakonosctl, diakonosd, diakonos-run, diakonos-init
+  install        make the links diakonos, diakonosctl, diakonosd, diakonos-run
   help           this text, or more on a verb; `+"`help keys`"+` lists all keys of unit files
   version        version, commit, Go version
 
@@ -1141,7 +1140,7 @@ func TestDaemonStatusExitCodes(t *testing.T) {
 	if code != exitNotActive || errs != "" {
 		t.Errorf("code %d, stderr %q", code, errs)
 	}
-	f = newFake(t, dyingDaemon(helloReply, reply{Daemon: &daemonStatus{Running: true, Version: buildText(), Home: "/h"}}, doneReply(exitOK)))
+	f = newFake(t, dyingDaemon(helloReply, reply{Daemon: &daemonStatus{Running: true, Version: version, Home: "/h"}}, doneReply(exitOK)))
 	f.json = true
 	code, out, errs = f.run("daemon-status")
 	var got daemonStatus
@@ -1224,37 +1223,5 @@ func TestCheck(t *testing.T) {
 	}
 	if code, _, errs := runCommand(t, "--service-dir", dir, "check", "none"); code != exitNoUnit || errs == "" {
 		t.Errorf("an unknown unit: code %d, stderr %q", code, errs)
-	}
-}
-
-// ---- cost
-
-// BenchmarkListThousand is what `list` of 1,000 units costs the client, less the connection.
-func BenchmarkListThousand(b *testing.B) {
-	var wire bytes.Buffer
-	for i := range 1000 {
-		s := testUnits()[0]
-		s.Name = fmt.Sprintf("service-%04d", i)
-		s.UnitFile, s.InvocationID, s.StartedAt = "/srv/services/"+s.Name+".service", "0123456789abcdef0123456789abcdef", s.StateSince
-		line, _ := json.Marshal(reply{Unit: &s})
-		wire.Write(append(line, '\n'))
-	}
-	b.SetBytes(int64(wire.Len()))
-	for b.Loop() {
-		r := bufio.NewReaderSize(bytes.NewReader(wire.Bytes()), 64<<10)
-		var units []unitStatus
-		for {
-			var p reply
-			if err := readReply(r, &p); err != nil {
-				if !errors.Is(err, errLost) {
-					b.Fatal(err)
-				}
-				break
-			}
-			units = append(units, *p.Unit)
-		}
-		v, _ := testView(0)
-		v.listScreen(units)
-		v.w.Flush()
 	}
 }

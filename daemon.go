@@ -27,6 +27,7 @@ const (
 	shimPause   = 10 * time.Second // then it is tried again, if something runs unsupervised
 	adoptMax    = 2 * time.Second  // for live shims to answer; then what was interrupted goes on without them
 	shimTries   = 5                // starts of a shim in a row that did not come to its hello
+	shimBrief   = time.Second      // a shim that ends sooner after its hello may do so for ever
 	takeOverMax = 10 * time.Second // for an auto-started daemon to give way to one in the foreground
 )
 
@@ -59,7 +60,7 @@ type manager struct {
 	killer     *asker // `kill` is under way
 	ending     bool
 	previous   daemonRecord         // what daemon.json said before us
-	parked     []msgRequest         // of clients that came before all shims had said hello
+	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
 	reserve    int                  // descriptor that is given up to answer when there is no other
 }
@@ -77,9 +78,12 @@ type supervised struct {
 	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
 	tries  int
-	leave  bool     // it was told to leave
-	order  *carried // what its shim is to carry out now
-	worked string   // the job that was begun last
+	met    time.Time     // hello of the present shim
+	brief  int           // shims in a row that ended soon after it
+	pause  time.Duration // before the shim is looked for again
+	leave  bool          // it was told to leave
+	order  *carried      // what its shim is to carry out now
+	worked string        // the job that was begun last
 	began  time.Time
 	before wantRecord
 	want   wantRecord
@@ -127,6 +131,7 @@ type (
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
 func daemonMain(h home, serviceDir string) int {
 	setProcessName(daemonName)
+	unix.Umask(0o077)
 	mode := modeForeground
 	if os.Getenv(startedVariable) == modeAuto {
 		mode = modeAuto
@@ -213,7 +218,6 @@ func newManager(h home, mode string) (*manager, error) {
 
 // managerWithLock makes the manager for who holds the home's lock.
 func managerWithLock(h home, mode string) (*manager, error) {
-	unix.Umask(0o077)
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
@@ -361,6 +365,7 @@ func (m *manager) settle() {
 		}
 	}
 	m.startShims()
+	m.unpark()
 	m.checkKill()
 }
 
@@ -373,7 +378,7 @@ func (m *manager) handle(msg any) {
 	case msgShimGone:
 		m.onShimGone(msg)
 	case msgRetry:
-		m.startShim(msg.e)
+		m.reachShim(msg.e)
 	case msgAdoptEnd:
 		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
 			clear(m.adopting)
@@ -699,37 +704,32 @@ func (m *manager) lineOf(e *supervised, x ended) jobLine {
 
 // startShim plans to start a shim at the end of this round.
 func (m *manager) startShim(e *supervised) {
-	if e.link == nil && !slices.Contains(m.pending, e) {
+	if e.link == nil && e.pause == 0 && !slices.Contains(m.pending, e) {
 		m.pending = append(m.pending, e)
 	}
 }
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
 func (m *manager) startShims() {
-	pending := m.pending
-	m.pending = nil
-	for batch := range slices.Chunk(pending, shimBatch) {
-		if err := m.detach(batch); err != nil {
-			m.giveUp(batch, fmt.Errorf("cannot start a shim: %w", err))
+	for len(m.pending) > 0 { // a start that failed at once is planned anew
+		list := m.pending
+		m.pending = nil
+		for batch := range slices.Chunk(list, shimBatch) {
+			m.startBatch(batch)
 		}
 	}
 }
 
-// giveUp fails the orders of services whose shim cannot be started. What runs is tried again later: it must not stay unsupervised.
-func (m *manager) giveUp(batch []*supervised, err error) {
-	m.say("%v", err)
-	for _, e := range batch {
-		if e.link != nil {
-			e.link.close()
-			e.link = nil
-		}
-		e.tries = 0
-		if e.order != nil {
-			m.finish(e, jobFailed, err.Error())
-		}
-		if !e.orderly() {
-			time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
-		}
+// startBatch halves a batch that does not start: what is scarce may suffice for some.
+func (m *manager) startBatch(batch []*supervised) {
+	err := m.detach(batch)
+	switch half := len(batch) / 2; {
+	case err == nil:
+	case half > 0:
+		m.startBatch(batch[:half])
+		m.startBatch(batch[half:])
+	default:
+		m.retryShim(batch[0], err)
 	}
 }
 
@@ -749,6 +749,7 @@ func (m *manager) detach(batch []*supervised) error {
 	for _, e := range batch {
 		ours, theirs, err := socketPair()
 		if err != nil {
+			dropLinks(batch)
 			return err
 		}
 		defer unix.Close(theirs)
@@ -761,14 +762,26 @@ func (m *manager) detach(batch []*supervised) error {
 	}
 	pid, pidfd, err := l.start()
 	if err != nil {
+		dropLinks(batch)
 		return err
 	}
 	closeFD(&pidfd)
 	m.helpers[pid] = true
 	for _, e := range batch {
+		e.gone = nil
 		go m.readShim(e, e.link)
 	}
 	return nil
+}
+
+// dropLinks: no shim was started. What was handed over is still ours.
+func dropLinks(batch []*supervised) {
+	for _, e := range batch {
+		if e.link != nil {
+			e.link.close()
+			e.link = nil
+		}
+	}
 }
 
 // shimEnvironment is our own, less what belongs to a service that we may run in, and what shims need.
@@ -798,7 +811,6 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	e.gone = nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -836,7 +848,7 @@ func (m *manager) onShim(msg msgShim) {
 		e.keep(msg.f.Names[i], fd)
 	}
 	if msg.f.Op == opHello {
-		e.hello, e.tries = true, 0
+		e.hello, e.met, e.tries, e.pause = true, time.Now(), 0, 0
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
@@ -906,7 +918,6 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	}
 	met := e.hello
 	e.link, e.hello = nil, false
-	delete(m.shims, e.pid)
 	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
 		if e.order != nil {
@@ -920,29 +931,56 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		}
 	}
 	m.collectOrphans(e)
-	m.retryShim(e)
+	if e.endsInHaste(met) {
+		e.pause = healFirst
+		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+		return
+	}
+	m.retryShim(e, errNoHello)
+}
+
+// endsInHaste: one shim after the other comes up and ends. Then there is a pause between them, or nothing else would run.
+func (e *supervised) endsInHaste(met bool) bool {
+	if !met {
+		return false // retryShim counts those
+	}
+	if time.Since(e.met) >= shimBrief {
+		e.brief = 0
+	}
+	e.brief++
+	return e.brief > shimTries
 }
 
 // orderly: the last state of the shim was its farewell.
 func (e *supervised) orderly() bool {
 	switch e.record.Sub {
 	case dead, failed:
-		return e.tries == 0
+		return true
 	case exited:
-		return e.record.Main.zero() && e.record.Control.zero() && e.tries == 0
+		return e.record.Main.zero() && e.record.Control.zero()
 	}
 	return false
 }
 
+// errNoHello: a shim was started and ended, or was killed.
+var errNoHello = errors.New("it ends at once")
+
 // retryShim starts a successor at once, and gives up on one that never comes to its hello.
-func (m *manager) retryShim(e *supervised) {
+func (m *manager) retryShim(e *supervised, cause error) {
 	e.tries++
 	if e.tries < shimTries {
 		m.startShim(e)
 		return
 	}
+	m.say("the shim of %q does not come up (%v): it is unsupervised", e.name, cause)
 	m.adopted(e) // nothing waits for it any more
-	m.giveUp([]*supervised{e}, fmt.Errorf("the shim of %q does not come up; see %s", e.name, m.home.daemonLog()))
+	if e.order != nil {
+		m.finish(e, jobFailed, fmt.Sprintf("its shim cannot be started: %v; see %s", cause, m.home.daemonLog()))
+	}
+	e.tries = 0
+	if !e.orderly() {
+		time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
+	}
 }
 
 // connectShim connects to a live shim of an earlier daemon.
@@ -960,6 +998,28 @@ func (m *manager) connectShim(e *supervised) bool {
 	return true
 }
 
+// reachShim connects to a shim that could not be reached before, or starts one where none is left.
+func (m *manager) reachShim(e *supervised) {
+	switch {
+	case e.link != nil:
+	case !lockIsTaken(m.home.runDir(e.name)):
+		e.pause = 0
+		m.startShim(e)
+	case !m.connectShim(e):
+		m.reachLater(e)
+	}
+}
+
+// reachLater: a shim that holds its lock but cannot be reached is about to bind its socket, or to bind it anew after it was deleted.
+func (m *manager) reachLater(e *supervised) {
+	m.home.askShimToBindAnew(e.name, e.record.ShimPID)
+	if e.pause == healMost && e.order != nil {
+		m.finish(e, jobFailed, "its shim does not answer; see "+m.home.daemonLog())
+	}
+	e.pause = min(max(2*e.pause, healFirst), healMost)
+	time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+}
+
 // collectOrphans finds our new children, which a dead shim has left: we are its subreaper. Those that another service claims by its scope
 // or its record are its own.
 func (m *manager) collectOrphans(e *supervised) {
@@ -967,8 +1027,11 @@ func (m *manager) collectOrphans(e *supervised) {
 	t := tree{home: m.home, name: e.name}
 	mark := []byte(m.home.scopeID(e.name))
 	for _, pid := range pids {
+		if m.shims[pid] != nil {
+			continue
+		}
 		st, err := readStat(pid)
-		if err != nil || m.shims[pid] != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
+		if err != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
 			continue
 		}
 		if inScope(pid, mark) || st.session == e.record.Main.PID && st.session != 0 {
@@ -993,14 +1056,15 @@ func (m *manager) reap() {
 
 // ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
 func (m *manager) ownerOf(pid int) *supervised {
+	if m.shims[pid] != nil || m.helpers[pid] {
+		delete(m.shims, pid) // only now: until it is reaped nobody else has its PID
+		delete(m.helpers, pid)
+		return nil
+	}
 	for _, e := range m.services {
 		if e.record.Main.PID == pid || e.record.Control.PID == pid {
 			return e
 		}
-	}
-	if m.shims[pid] != nil || m.helpers[pid] {
-		delete(m.helpers, pid)
-		return nil
 	}
 	for name, e := range m.services {
 		rec, err := m.home.readState(name, m.boot)
@@ -1060,7 +1124,8 @@ func (m *manager) adoptOne(name string) {
 	switch {
 	case lockIsTaken(m.home.runDir(name)):
 		if !m.connectShim(e) {
-			m.say("the shim of %q holds its lock but does not answer", name)
+			m.say("the shim of %q holds its lock but does not answer: it is looked for again", name)
+			m.reachLater(e)
 			return
 		}
 	case m.needsShim(e, err):
@@ -1113,10 +1178,7 @@ func (m *manager) resume() {
 		m.startEnabled()
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
-	for _, p := range m.parked {
-		m.answer(p.c, p.r)
-	}
-	m.parked = nil
+	m.unpark()
 }
 
 // openWish is what is still to be done for a service; "" = nothing.

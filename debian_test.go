@@ -144,8 +144,8 @@ func TestDebianRedis(t *testing.T) {
 func TestDebianPostgreSQL(t *testing.T) {
 	d := startDebian(t, "postgresql", "/usr/lib/postgresql/15/bin/postgres", "postgres")
 	st := d.status(d.name)
-	if st["active_state"] != "active" || st["status_text"] == "" {
-		t.Errorf("active, and with a status text of PostgreSQL's own: %v", st)
+	if st["active_state"] != "active" {
+		t.Errorf("not active: %v", st)
 	}
 	query := func(text string) string {
 		t.Helper()

@@ -1,12 +1,14 @@
-// Role: checks that the documents say what must not be lost: the systemd unit, README.
+// Role: checks that the documents say what must not be lost: the systemd unit, README; README has the verbs of `help`
+// and the states of the state machine.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: nothing.
+// Uses: client, supervise.
 
 package main
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -73,10 +75,56 @@ func TestReadme(t *testing.T) {
 			commands = append(commands, strings.TrimSpace(command))
 		}
 	}
-	if len(commands) < 2 || !strings.Contains(commands[0], "go build") || !strings.Contains(commands[0], "testdata/services") {
+	if len(commands) < 2 || !strings.Contains(commands[0], "go build") || !strings.Contains(commands[0], "testdata/services start worker") {
 		t.Errorf("first command: got %q, want one that builds and runs a unit of testdata/services", commands)
 	}
 	if len(commands) < 2 || !strings.HasPrefix(commands[1], "go test ") {
 		t.Errorf("second command: got %q, want the tests", commands)
+	}
+}
+
+// TestReadmeVerbs: the table of README is the one of `diakonos help`, in its order and its words.
+func TestReadmeVerbs(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\n| verb | what it does |\n|---|---|\n")
+	got, _, _ := strings.Cut(rest, "\n\n")
+	var want strings.Builder
+	for _, v := range clientVerbs() {
+		want.WriteString("| `" + strings.TrimSpace(v.name+" "+v.args) + "` | " + v.brief + " |\n")
+	}
+	if got+"\n" != want.String() {
+		t.Errorf("got\n%s\nwant\n%s", got, want.String())
+	}
+}
+
+// TestReadmeStates: each sub-state stands in the row of its active state, and nothing else does.
+func TestReadmeStates(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "\n| state | sub-states | |\n|---|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	left := slices.Clone(subStates[:])
+	for row := range strings.Lines(table) {
+		cells := strings.Split(row, "|")
+		if len(cells) < 4 {
+			t.Fatalf("got row %q, want three cells", row)
+		}
+		state := strings.Trim(cells[1], " `")
+		for sub := range strings.FieldsSeq(strings.ReplaceAll(cells[2], "`", " ")) {
+			at := slices.Index(left, sub)
+			if at < 0 || activeOf(sub) != state {
+				t.Errorf("%s stands under %s, which is wrong", sub, state)
+				continue
+			}
+			left = slices.Delete(left, at, at+1)
+		}
+	}
+	if len(left) > 0 {
+		t.Errorf("not in the table: %v", left)
 	}
 }

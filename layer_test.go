@@ -144,8 +144,8 @@ func TestLayerMistakes(t *testing.T) {
 		{"a kernel call in a pure file", map[string]string{"deps.go": file("nothing", "import \"syscall\"\nvar _ = syscall.Getpid")}, "deps uses syscall.Getpid"},
 		{"the clock elsewhere", map[string]string{"low.go": file("nothing", "import \"time\"\nvar _ = time.Now")}, ""},
 		{"sleep", map[string]string{"low.go": file("nothing", "import \"time\"\nfunc f() { time.Sleep(1) }")}, "low uses time.Sleep"},
-		{"sleep where the order says why", map[string]string{"state.go": file("nothing", "import \"time\"\nfunc startAndConnect() { time.Sleep(1) }")}, ""},
-		{"sleep beside it", map[string]string{"state.go": file("nothing", "import \"time\"\nfunc startAndConnects() { time.Sleep(1) }")}, "state uses time.Sleep"},
+		{"sleep where the order says why", map[string]string{"state.go": file("nothing", "import \"time\"\nfunc wait() { time.Sleep(1) }")}, ""},
+		{"sleep beside it", map[string]string{"state.go": file("nothing", "import \"time\"\nfunc waits() { time.Sleep(1) }")}, "state uses time.Sleep"},
 		{"a mutex in a loop's file", map[string]string{"shim.go": file("nothing", "import \"sync\"\nvar m sync.RWMutex")}, "shim uses sync.RWMutex"},
 		{"a mutex elsewhere", map[string]string{"low.go": file("nothing", "import \"sync\"\nvar m sync.Mutex")}, ""},
 	} {

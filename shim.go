@@ -30,6 +30,7 @@ const (
 	healMost    = 10 * time.Second
 	healForgets = 10 * time.Second // a daemon that lived this long was a good one
 	maxLeft     = 32               // PIDs named in a record
+	notifyBatch = 64               // messages that are read before anything else is done
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -42,6 +43,7 @@ type shim struct {
 	cgroupBase string
 	listener   *os.File
 	inbox      chan any
+	hangups    chan os.Signal
 
 	// loop
 	svc      *service
@@ -106,15 +108,12 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember struct{ pid int } // a process of the tree has ended
-	msgNotify struct {
-		pid int
-		msg notifyMessage
-	}
-	msgExecDone struct{ pid int }       // an adopted stage has let go of main.pid
-	msgPIDFile  struct{}                // something happened in the directory of PIDFile
-	msgBusy     struct{ waited *spawn } // leftovers did not end in time
-	msgDrainEnd struct{ token uint64 }  // drain limit
+	msgMember   struct{ pid int }            // a process of the tree has ended
+	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
+	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
+	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
+	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
+	msgDrainEnd struct{ token uint64 }       // drain limit
 	msgHealed   struct {
 		err   error
 		asker *conn
@@ -233,14 +232,21 @@ func (s *shim) warn(format string, args ...any) {
 func (s *shim) open() {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
+	s.hangups = make(chan os.Signal, 1)
+	signal.Notify(s.hangups, syscall.SIGHUP)
 	go func() {
-		for range children {
-			s.inbox <- syscall.SIGCHLD
+		for {
+			select {
+			case sig := <-children:
+				s.inbox <- sig
+			case sig := <-s.hangups:
+				s.inbox <- sig
+			}
 		}
 	}()
 	handed := s.meetDaemon()
 	if s.listener != nil {
-		go s.accept()
+		go s.accept(s.listener)
 	}
 	raiseThreads(shimThreads)
 	s.timer = time.NewTimer(time.Hour)
@@ -295,9 +301,9 @@ func (s *shim) meetDaemon() handover {
 }
 
 // accept takes connections until the listener fails.
-func (s *shim) accept() {
+func (s *shim) accept(l *os.File) {
 	for {
-		f, err := acceptFrom(s.listener)
+		f, err := acceptFrom(l)
 		if err != nil {
 			return
 		}
@@ -365,6 +371,7 @@ func (s *shim) probe() {
 func (s *shim) adopt(h handover) {
 	s.notify.adopt(h.held[heldNotify])
 	if s.svc.Sub == dead && s.svc.Spawning == "" {
+		s.quitting = !s.wishWaits() // else nothing would ever end us
 		return
 	}
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
@@ -380,10 +387,17 @@ func (s *shim) adopt(h handover) {
 		ev.control = exitStatus{}
 	}
 	if s.svc.Spawning == roleMain && s.main.fd >= 0 {
+		s.main.pending = true
 		s.awaitExec()
 	}
 	if s.svc.NotifyNeeded() {
-		s.openNotify(account{uid: os.Geteuid(), gid: os.Getegid()})
+		a, wrong := accountOf(s.svc.unit) // the socket is where it was for the predecessor
+		if wrong != nil {
+			a = account{uid: os.Geteuid(), gid: os.Getegid()}
+		}
+		if err := s.openNotify(a); err != nil {
+			s.warn("%v", err)
+		}
 	}
 	s.feed(ev)
 }
@@ -495,6 +509,10 @@ func (s *shim) loop() int {
 func (s *shim) handle(m any) {
 	switch m := m.(type) {
 	case syscall.Signal:
+		if m == syscall.SIGHUP {
+			s.bindAnew()
+			return
+		}
 		s.reap()
 	case msgFrame:
 		s.onFrame(m.from, m.f)
@@ -512,10 +530,13 @@ func (s *shim) handle(m any) {
 		delete(s.members, m.pid)
 		s.checkTree()
 	case msgNotify:
-		s.onNotify(m)
+		s.readNotify()
+		m.read <- struct{}{}
 	case msgExecDone:
 		if s.main.ref.PID == m.pid && !s.main.gone {
+			s.main.pending = false
 			s.feed(evSpawned{roleMain})
+			s.payOwed()
 		}
 	case msgPIDFile:
 		s.lookForMain()
@@ -619,7 +640,7 @@ func (s *shim) trim() {
 	r.Reason, r.StatusText, r.Job.Text = cutText(r.Reason), cutText(r.StatusText), cutText(r.Job.Text)
 	r.Left = r.Left[:min(len(r.Left), maxLeft)]
 	r.Orphans = r.Orphans[:min(len(r.Orphans), maxLeft)]
-	r.Starts = r.Starts[max(0, len(r.Starts)-maxLeft):]
+	r.Starts = r.Starts[max(0, len(r.Starts)-maxStartLimit):]
 }
 
 // announce sends the state to the daemon, with descriptors that it shall hold.
@@ -651,7 +672,11 @@ func (s *shim) announce(op string) {
 func (s *shim) greetDaemon() {
 	s.hold = nil
 	if s.pump != nil {
-		s.hold = append(s.hold, heldFD{heldOut, s.pump.fifo(streamOut)}, heldFD{heldErr, s.pump.fifo(streamErr)})
+		for _, h := range []heldFD{{heldOut, s.pump.fifo(streamOut)}, {heldErr, s.pump.fifo(streamErr)}} {
+			if h.fd >= 0 { // else the pump is about to replace it, after which we greet again
+				s.hold = append(s.hold, h)
+			}
+		}
 	}
 	if s.main.fd >= 0 && !s.main.gone {
 		s.hold = append(s.hold, heldFD{heldMain, s.main.fd})
@@ -828,6 +853,21 @@ func (s *shim) lostDaemon() {
 	s.healLater()
 }
 
+// bindAnew is SIGHUP: makes our socket again if it was deleted. A daemon that finds our lock held and no socket asks for it.
+func (s *shim) bindAnew() {
+	if s.listener == nil || unix.Access(shimSocketName, unix.F_OK) == nil {
+		return
+	}
+	l, err := listenAt(".", shimSocketName)
+	if err != nil {
+		s.warn("%v", err)
+		return
+	}
+	s.listener.Close()
+	s.listener = l
+	go s.accept(l)
+}
+
 // healLater sets the time with 20 % jitter, so that a thousand shims do not try at once.
 func (s *shim) healLater() {
 	r := randomBytes()
@@ -868,6 +908,7 @@ func (s *shim) heal(asker *conn) {
 }
 
 func (s *shim) onHealed(m msgHealed) {
+	signal.Notify(s.hangups, syscall.SIGHUP) // the start of a daemon had it ignored
 	if m.asker != nil {
 		_ = unix.Shutdown(int(m.asker.f.Fd()), unix.SHUT_RDWR)
 		return
@@ -888,6 +929,7 @@ func (s *shim) onHealed(m msgHealed) {
 
 // reap looks at all children that have ended. Each is recorded before it is reaped, so that a killed shim loses no status.
 func (s *shim) reap() {
+	s.readNotify()
 	for {
 		c, err := endedChild()
 		if err != nil || c.pid == 0 {
@@ -953,10 +995,12 @@ func (s *shim) forget(r role) {
 	if r == roleMain {
 		_ = unix.Unlink("main.pid")
 	}
+	s.payOwed()
 }
 
 // onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
 func (s *shim) onGone(m msgGone) {
+	s.readNotify()
 	p := s.process(m.role)
 	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
 		return
@@ -966,7 +1010,7 @@ func (s *shim) onGone(m msgGone) {
 		return
 	}
 	p.gone = true
-	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && s.daemon == nil {
+	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
 	}
@@ -979,6 +1023,15 @@ func (s *shim) onGone(m msgGone) {
 		dup = -1
 	}
 	go s.awaitStatus(m, dup)
+}
+
+// daemonReaps: the zombie is the daemon's child, so its note is on the way; it knows more than /proc may show us.
+func (s *shim) daemonReaps(parent int) bool {
+	if s.daemon == nil {
+		return false
+	}
+	b, _ := readSmall(s.home.path + "/daemon.pid")
+	return parsePIDFile(b) == parent
 }
 
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
@@ -999,7 +1052,7 @@ func (s *shim) awaitStatus(m msgGone, fd int) {
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid, Start: st.start}, x}}}
 		return
 	}
-	s.inbox <- msgLost{m.role, m.pid}
+	s.inbox <- msgLost(m)
 }
 
 // ---- the tree

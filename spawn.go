@@ -427,17 +427,34 @@ func (s *shim) openNotify(a account) error {
 		return fmt.Errorf("cannot read notify socket: %v", err)
 	}
 	n.file = os.NewFile(uintptr(own), "notify")
-	go func(f *os.File) {
-		buf := make([]byte, notifyBytes)
-		for {
-			size, pid, err := receiveNotify(f, buf)
-			if err != nil {
-				return
-			}
-			s.inbox <- msgNotify{pid, parseNotify(buf[:size])}
+	raw, err := n.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("cannot read notify socket: %v", err)
+	}
+	go func() {
+		m := msgNotify{make(chan struct{}, 1)}
+		for raw.Read(func(fd uintptr) bool { return pollIn(int(fd)) }) == nil {
+			s.inbox <- m
+			<-m.read
 		}
-	}(n.file)
+	}()
 	return nil
+}
+
+// readNotify takes what was sent so far. The loop does so before it looks at the end of a process: what that has sent before counts,
+// and is still known to be its own.
+func (s *shim) readNotify() {
+	if s.notify.file == nil {
+		return
+	}
+	buf := make([]byte, notifyBytes)
+	for range notifyBatch {
+		size, sender, err := receiveNotify(s.notify.fd, buf)
+		if err != nil {
+			return
+		}
+		s.onNotify(sender, parseNotify(buf[:size]))
+	}
 }
 
 // notifyPath: run/NAME/notify, unless that is too long or closed to the service's user; then a per-home directory under /run or
@@ -488,19 +505,20 @@ func (n *notifySocket) remove() {
 }
 
 // onNotify admits a message by NotifyAccess and by where its sender belongs.
-func (s *shim) onNotify(m msgNotify) {
-	if !s.mayNotify(m.pid) {
-		s.warn("notify message from process %d is ignored (NotifyAccess=%s)", m.pid, s.svc.unit.NotifyAccess)
+func (s *shim) onNotify(sender unix.Ucred, msg notifyMessage) {
+	if !s.mayNotify(sender) {
+		s.warn("notify message from process %d is ignored (NotifyAccess=%s)", sender.Pid, s.svc.unit.NotifyAccess)
 		return
 	}
-	ev := evNotify{msg: m.msg}
-	if pid := m.msg.MainPID; pid != 0 && pid != s.main.ref.PID && s.svc.mayChangeMain() {
+	ev := evNotify{msg: msg}
+	if pid := msg.MainPID; pid != 0 && pid != s.main.ref.PID && s.svc.mayChangeMain() {
 		ev.main = s.adoptMain(pid, "MAINPID")
 	}
 	s.feed(ev)
 }
 
-func (s *shim) mayNotify(pid int) bool {
+func (s *shim) mayNotify(sender unix.Ucred) bool {
+	pid := int(sender.Pid)
 	isMain := s.main.fd >= 0 && pid == s.main.ref.PID
 	isControl := s.control.fd >= 0 && pid == s.control.ref.PID
 	switch s.svc.unit.NotifyAccess {
@@ -509,9 +527,19 @@ func (s *shim) mayNotify(pid int) bool {
 	case notifyExec:
 		return isMain || isControl
 	case notifyAll:
-		return isMain || isControl || slices.Contains(s.tree().list(), pid)
+		return isMain || isControl || slices.Contains(s.tree().list(), pid) || s.isPastSender(sender)
 	}
 	return false
+}
+
+// isPastSender: a short-lived helper (`tool READY=1; exec program` in a shell script) is gone before anybody can tell whose it was. It has
+// been told the path of the socket and has the service's user; where there is no cgroup a living one shows no more.
+func (s *shim) isPastSender(sender unix.Ucred) bool {
+	if st, err := readStat(int(sender.Pid)); err == nil && st.state != 'Z' {
+		return false
+	}
+	a, wrong := accountOf(s.svc.unit)
+	return wrong == nil && (int(sender.Uid) == a.uid || sender.Uid == 0)
 }
 
 // ---- main process of a forking service

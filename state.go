@@ -57,7 +57,6 @@ func (h home) unitFile(name string) string  { return h.runDir(name) + "/unit.jso
 func (h home) wantFile(name string) string  { return h.runDir(name) + "/want" }
 func (h home) stateFile(name string) string { return h.runDir(name) + "/state" }
 func (h home) shimPID(name string) string   { return h.runDir(name) + "/shim.pid" }
-func (h home) mainPIDFile(n string) string  { return h.runDir(n) + "/main.pid" }
 
 // findHome resolves the home: flag, DIAKONOS_HOME, ~/.diakonos, else a runtime directory for users without a home.
 func findHome(flag string) (home, error) {
@@ -360,7 +359,11 @@ func replaceFile(path string, content []byte) error {
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
-	_, err = unix.Write(fd, content)
+	for len(content) > 0 && err == nil { // a disk that fills up takes a part first
+		var n int
+		n, err = unix.Write(fd, content)
+		content = content[max(n, 0):]
+	}
 	unix.Close(fd)
 	if err == nil {
 		err = unix.Rename(tmp, path)
@@ -542,6 +545,23 @@ func (h home) askToBindAnew() {
 	if d, err := h.readDaemon(); err == nil && d.Started != 0 {
 		_ = signalProcess(d.Daemon, syscall.SIGHUP) // best effort: the caller goes on trying
 	}
+}
+
+// askShimToBindAnew tells the shim that holds the lock of a service to make its socket again. A shim is known by its name and by its
+// working directory, which no other process has under that name.
+func (h home) askShimToBindAnew(name string, pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	var dir, cwd unix.Stat_t
+	st, err := readStat(pid)
+	if err != nil || st.comm != shimName || unix.Stat(h.runDir(name), &dir) != nil ||
+		unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) != nil || dir.Ino != cwd.Ino || dir.Dev != cwd.Dev {
+		return
+	}
+	_ = pidfdSignal(fd, syscall.SIGHUP) // best effort: the caller looks again
 }
 
 // askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.

@@ -658,7 +658,10 @@ func (s *service) onSpawnFailed(now instant, e evSpawnFailed) {
 		return
 	}
 	reason := fmt.Sprintf("cannot execute %s: %s", cmd.Path, syscall.Errno(e.failure.Errno))
-	if e.failure.Stage != stageExec {
+	switch {
+	case e.failure.Stage == stageChdir && s.unit.WorkingDirectory != "":
+		reason = fmt.Sprintf("cannot enter WorkingDirectory %s: %s", s.unit.WorkingDirectory, syscall.Errno(e.failure.Errno))
+	case e.failure.Stage != stageExec:
 		reason = fmt.Sprintf("cannot set up %s: %s", e.failure.Stage, syscall.Errno(e.failure.Errno))
 	}
 	if e.text != "" {

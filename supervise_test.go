@@ -428,7 +428,7 @@ func TestProgramThatCannotRun(t *testing.T) {
 		{"also of a notify service", `Type="notify"`, missing, failed, "exit-code", exitStatus{exitExited, 203},
 			"cannot execute main: no such file or directory (203/EXEC)"},
 		{"a working directory", "", evSpawnFailed{roleMain, stageFailure{stageChdir, int(syscall.ENOENT)}, ""}, failed, "exit-code", exitStatus{exitExited, 200},
-			"cannot set up chdir: no such file or directory (200/CHDIR)"},
+			"cannot enter WorkingDirectory /srv/app: no such file or directory (200/CHDIR)"},
 		{"a user that is not there", "", evSpawnFailed{roleMain, stageFailure{Stage: stageUser}, "there is no user x"}, failed, "exit-code", exitStatus{exitExited, 217},
 			"there is no user x (217/USER)"},
 		{"a fork that fails is no fault of the program", "", evSpawnFailed{role: roleMain, text: "cannot start a process: EAGAIN"}, failed, "resources", exitStatus{},
@@ -823,6 +823,21 @@ func TestRuntimeMaxSec(t *testing.T) {
 	d.is(failed, resultTimeout)
 }
 
+// TestTimeoutPerCommand: each command has the whole timeout, as man 5 systemd.service says of ExecStop.
+func TestTimeoutPerCommand(t *testing.T) {
+	d := drive(t, `ExecStartPre=["a", "b"]`, `ExecStop=["x", "y"]`, `TimeoutStartSec=5`, `TimeoutStopSec=7`)
+	check := func(want time.Duration) {
+		t.Helper()
+		if got := time.Duration(d.s.Deadline - d.now.boot); got != want {
+			t.Errorf("%s command %d has %s, want %s", d.s.Sub, d.s.Step, got, want)
+		}
+	}
+	d.act("start", "after 4s", "command exits 0")
+	check(5 * time.Second)
+	d.act("command exits 0", "stop", "after 4s", "command exits 0")
+	check(7 * time.Second)
+}
+
 // ---- every state
 
 // stateUnit has everything that a state can hang on.
@@ -1072,6 +1087,16 @@ func TestAdoptionWithinTheStart(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAdoptionOfAReload: one that the service began needs no command.
+func TestAdoptionOfAReload(t *testing.T) {
+	d := drive(t, `Type="notify"`, `ExecReload="r"`).act("start", "READY", "RELOADING").successor()
+	d.feed(evAdopted{})
+	d.is(reload)
+	d.did("")
+	d.act("READY")
+	d.is(running)
 }
 
 // TestAdoptionBetweenCommands: the end of a command was recorded, the next was not yet begun.

@@ -820,29 +820,20 @@ func listenNotify(bind func(fd int) error) (int, error) {
 	return fd, nil
 }
 
-// receiveNotify waits for one datagram and returns it with the PID of its sender; descriptors that came along are closed.
-func receiveNotify(f *os.File, buf []byte) (n, pid int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return 0, 0, err
-	}
+// receiveNotify takes one datagram, if there is one, and returns it with its sender; descriptors that came along are closed.
+func receiveNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
 	oob := make([]byte, 256)
-	var oobn int
-	var rerr error
-	err = raw.Read(func(fd uintptr) bool {
-		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
-		return rerr != unix.EAGAIN && rerr != unix.EINTR
-	})
-	if err == nil {
-		err = rerr
+	n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	for err == unix.EINTR {
+		n, oobn, _, _, err = unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	}
 	if err != nil {
-		return 0, 0, err
+		return 0, sender, err
 	}
 	msgs, _ := unix.ParseSocketControlMessage(oob[:oobn])
 	for _, m := range msgs {
 		if c, err := unix.ParseUnixCredentials(&m); err == nil {
-			pid = int(c.Pid)
+			sender = *c
 		}
 		if fds, err := unix.ParseUnixRights(&m); err == nil {
 			for _, fd := range fds {
@@ -850,7 +841,7 @@ func receiveNotify(f *os.File, buf []byte) (n, pid int, err error) {
 			}
 		}
 	}
-	return n, pid, nil
+	return n, sender, nil
 }
 
 // ---- machine

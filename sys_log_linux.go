@@ -139,15 +139,6 @@ func sysReadable(fd int) int {
 	return n
 }
 
-// sysGuardTaken probes an OFD write lock on one byte without taking it (fcntl_locking(2), F_OFD_GETLK).
-func sysGuardTaken(fd int, at int64) (bool, error) {
-	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: at, Len: 1}
-	if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lk); err != nil {
-		return false, err
-	}
-	return lk.Type != unix.F_UNLCK, nil
-}
-
 // sysMapFile maps size bytes of a file, shared and writable.
 func sysMapFile(fd, size int) ([]byte, error) {
 	return unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)

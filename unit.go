@@ -12,7 +12,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,6 +135,9 @@ func (u *unit) fields(c *codec) {
 	numberField(c, "LogMaxSize", always, &u.LogMaxSize)
 	numberField(c, "LogMaxFiles", always, &u.LogMaxFiles)
 }
+
+// maxStartLimit bounds StartLimitBurst: the start times of the interval lie in the record of the service, which has a fixed size.
+const maxStartLimit = 100
 
 // omitted marks RestartSec that the file does not give.
 const omitted = time.Duration(-1)
@@ -1056,7 +1058,7 @@ var unitKeys = []unitKey{
 		func(p *unitParser) { p.u.SuccessExitStatus = p.exits() }},
 	{sectionService, "StartLimitBurst", kindCount, "0",
 		"How often the service may start within StartLimitIntervalSec; then it has failed until it is started by hand. 0 = no limit.",
-		func(p *unitParser) { p.u.StartLimitBurst = p.count(0, math.MaxInt32) }},
+		func(p *unitParser) { p.u.StartLimitBurst = p.count(0, maxStartLimit) }},
 	{sectionService, "StartLimitIntervalSec", kindDuration, "",
 		"The time over which StartLimitBurst counts: 10 s if omitted. 0 switches the limit off.",
 		func(p *unitParser) { p.u.StartLimitIntervalSec = p.span() }},

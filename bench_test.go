@@ -1,0 +1,413 @@
+// Role: all benchmarks.
+// Runs in: go test -bench.
+// Owns: nothing.
+// Uses: client, codec, deps, log, pump, state, supervise, sys, sys_log, unit, wire; client_test, pump_test.
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ---- planning
+
+// benchUnits makes n units: ten layers, each unit requires two of the layer below and wants a third.
+func benchUnits(n int) map[string]*unit {
+	units := make(map[string]*unit, n)
+	width := n / 10
+	name := func(i int) string { return fmt.Sprintf("unit-%05d", i) }
+	for i := range n {
+		u := &unit{Name: name(i)}
+		if below := i - width; below >= 0 {
+			first := below / width * width
+			u.Requires = []string{name(below), name(first + (below+1)%width)}
+			u.Wants = []string{name(first + (below+7)%width)}
+		}
+		units[u.Name] = u
+	}
+	return units
+}
+
+// BenchmarkTransaction plans, installs and carries out 10,000 units: as names of one command, and pulled in by one.
+func BenchmarkTransaction(b *testing.B) {
+	units := benchUnits(10000)
+	all := &unit{Name: "all"}
+	var names []string
+	for name := range units {
+		names = append(names, name)
+	}
+	all.Requires = names
+	units["all"] = all
+	down := func(string) bool { return true }
+	up := func(string) bool { return false }
+	id := func(string) string { return "x" }
+	g := newGraph(units, nil)
+	for _, tt := range []struct {
+		name  string
+		names []string
+	}{{"anchors", names}, {"pulled", []string{"all"}}} {
+		b.Run(tt.name, func(b *testing.B) {
+			for b.Loop() {
+				q := newJobs(up, down)
+				q.use(g)
+				q.submit(demand{Kind: startJob, Names: tt.names, By: byUser, NewID: id})
+			}
+		})
+	}
+	b.Run("carryout", func(b *testing.B) {
+		for b.Loop() {
+			q := newJobs(up, down)
+			q.use(g)
+			q.submit(demand{Kind: startJob, Names: names, By: byUser, NewID: id})
+			for orders := q.dispatch(); len(orders) > 0; orders = q.dispatch() {
+				for _, o := range orders {
+					q.finished(o.Job.Unit, o.Job.ID, o.Verb, jobDone, "")
+				}
+			}
+		}
+	})
+	for _, n := range []int{1000, 10000} {
+		units := benchUnits(n)
+		b.Run(fmt.Sprintf("graph/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				newGraph(units, nil)
+			}
+		})
+	}
+}
+
+// BenchmarkChain installs 1,000 names of one chain with one command, each name a transaction.
+func BenchmarkChain(b *testing.B) {
+	units := map[string]*unit{}
+	var names []string
+	for i := range 1000 {
+		name := fmt.Sprintf("u%04d", i)
+		u := &unit{Name: name}
+		if i > 0 {
+			u.After = []string{fmt.Sprintf("u%04d", i-1)}
+		}
+		units[name], names = u, append(names, name)
+	}
+	g := newGraph(units, nil)
+	for b.Loop() {
+		q := newJobs(func(string) bool { return false }, func(string) bool { return true })
+		q.use(g)
+		q.submit(demand{Kind: startJob, Names: names, By: byUser, NewID: func(string) string { return "x" }})
+	}
+}
+
+// ---- the pump, and reading logs
+
+func benchmarkPump(b *testing.B, chunk []byte) {
+	bed := newPumpBed(b)
+	p := bed.start()
+	b.SetBytes(int64(len(chunk)))
+	for b.Loop() {
+		for rest := chunk; len(rest) > 0; {
+			n, err := unix.Write(bed.out, rest)
+			if err != nil {
+				b.Fatal(err)
+			}
+			rest = rest[n:]
+		}
+	}
+	bed.drain(p)
+	bed.stop(p)
+}
+
+var benchLine = strings.Repeat("x", 99) + "\n"
+
+func BenchmarkPump64KiBWrites(b *testing.B) {
+	benchmarkPump(b, []byte(strings.Repeat(benchLine, 656))[:64<<10])
+}
+
+func BenchmarkPumpOneLinePerWrite(b *testing.B) { benchmarkPump(b, []byte(benchLine)) }
+
+func BenchmarkPumpEmptyLines(b *testing.B) { benchmarkPump(b, bytes.Repeat([]byte("\n"), 64<<10)) }
+
+// BenchmarkPumpOneLineAtRest is the price of one line for a service that prints now and then.
+func BenchmarkPumpOneLineAtRest(b *testing.B) {
+	bed := newPumpBed(b)
+	p := bed.start()
+	for b.Loop() {
+		writeAll(bed.out, benchLine)
+		bed.drain(p)
+	}
+	bed.stop(p)
+}
+
+// BenchmarkPumpBursts: bursts that make the buffers large, with rests between that give them back.
+func BenchmarkPumpBursts(b *testing.B) {
+	bed := newPumpBed(b)
+	p := bed.start()
+	burst := strings.Repeat(benchLine, 650)
+	b.SetBytes(int64(len(burst)))
+	for b.Loop() {
+		writeAll(bed.out, burst)
+		bed.drain(p)
+	}
+	bed.stop(p)
+}
+
+func BenchmarkLogFraming(b *testing.B) {
+	data := []byte(strings.Repeat(benchLine, 650))
+	out := make([]byte, 0, outBytes)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		framing{stamp: 1, max: maxRecordText}.frame(out, data, outBytes)
+	}
+}
+
+func BenchmarkComplement(b *testing.B) {
+	src, dst := make([]byte, batchBytes), make([]byte, batchBytes)
+	b.SetBytes(batchBytes)
+	for b.Loop() {
+		complement(dst, src)
+	}
+}
+
+func BenchmarkReadLogs(b *testing.B) {
+	dir := b.TempDir()
+	text := sampleLog(100_000)
+	writeFile(b, dir+"/current", text)
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		if err := readLogs([]logSource{{"x", dir}}, logQuery{Lines: -1}, func(string, logRecord) error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkReadLastTen(b *testing.B) {
+	dir := b.TempDir()
+	writeFile(b, dir+"/current", sampleLog(100_000))
+	for b.Loop() {
+		if err := readLogs([]logSource{{"x", dir}}, logQuery{Lines: 10}, func(string, logRecord) error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// ---- the state machine, frames, records
+
+// BenchmarkStep is one start and stop of a simple service: six events.
+func BenchmarkStep(b *testing.B) {
+	u, err := parseUnit("bench.service", []byte("[service]\nExecStart = \"main\"\n"), place{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	round := []event{evJob{id: "1", verb: verbStart, unit: u}, evSpawned{roleMain}, evJob{id: "2", verb: verbStop}, evExit{roleMain, exitStatus{exitKilled, 15}}, evTree{}, evDrained{}}
+	now := instant{boot: boottime(time.Hour), wall: 1e18, fresh: "0123456789abcdef0123456789abcdef"}
+	s := newService(u, runRecord{})
+	for b.Loop() {
+		for _, ev := range round {
+			now.boot++
+			s.step(now, ev)
+			if ev, ok := ev.(evJob); ok && ev.verb == verbStart {
+				s.Main = pidRef{PID: 100, Start: 7} // what the shim records before the stage runs on
+			}
+		}
+		if s.Sub != dead || s.Job.Outcome == "" {
+			b.Fatalf("ended %s with job %+v, want dead and an answer", s.Sub, s.Job)
+		}
+	}
+}
+
+// benchRecord is a record as a running service has it.
+func benchRecord() runRecord {
+	return runRecord{Version: protocolVersion, Boot: "7d1d9d36-6f1c-4b0e-b54a-3f7ad5ec6d15", PIDNS: 4026531836, Sub: "running", Result: "success",
+		Since: 1e18, Started: 1e18, RunBegan: 1e13, Invocation: "0123456789abcdef0123456789abcdef", Main: pidRef{PID: 12345, Start: 987654, Ino: 4321},
+		Job: jobRecord{ID: "0123456789abcdef", Verb: "start", Outcome: "done"}, ShimPID: 12344}
+}
+
+// BenchmarkFrameRoundTrip sends a shim's state frame over a socket and reads it, in one goroutine.
+func BenchmarkFrameRoundTrip(b *testing.B) {
+	left, right, err := socketPair()
+	if err != nil {
+		b.Fatal(err)
+	}
+	from, to := newConn(os.NewFile(uintptr(left), "left")), newConn(os.NewFile(uintptr(right), "right"))
+	defer from.close()
+	defer to.close()
+	record := benchRecord()
+	for b.Loop() {
+		var f shimFrame
+		if err := from.send(shimFrame{Op: opState, State: &record}); err != nil {
+			b.Fatal(err)
+		}
+		if err := to.readFrame(&f); err != nil || f.State.Main != record.Main {
+			b.Fatalf("got %+v, %v", f, err)
+		}
+	}
+}
+
+// BenchmarkSlotWrite is one write of `state` or `want` in place.
+func BenchmarkSlotWrite(b *testing.B) {
+	r, err := openRecord(filepath.Join(b.TempDir(), "state"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.close()
+	record := benchRecord()
+	for b.Loop() {
+		if err := r.write(encode(nil, &record)); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// ---- what people see
+
+// BenchmarkListThousand is what `list` of 1,000 units costs daemon and client, less the connection.
+func BenchmarkListThousand(b *testing.B) {
+	var units []unitStatus
+	for i := range 1000 {
+		s := testUnits()[0]
+		s.Name = fmt.Sprintf("service-%04d", i)
+		s.UnitFile, s.InvocationID, s.StartedAt = "/srv/services/"+s.Name+".service", "0123456789abcdef0123456789abcdef", s.StateSince
+		units = append(units, s)
+	}
+	var wire bytes.Buffer
+	encode := func() {
+		wire.Reset()
+		for i := range units {
+			line, err := json.Marshal(reply{Unit: &units[i]})
+			if err != nil {
+				b.Fatal(err)
+			}
+			wire.Write(append(line, '\n'))
+		}
+	}
+	encode()
+	b.Run("encode", func(b *testing.B) {
+		b.SetBytes(int64(wire.Len()))
+		for b.Loop() {
+			encode()
+		}
+	})
+	b.Run("show", func(b *testing.B) {
+		b.SetBytes(int64(wire.Len()))
+		for b.Loop() {
+			showList(b, wire.Bytes())
+		}
+	})
+}
+
+// showList reads the daemon's lines and lays out the table.
+func showList(b *testing.B, wire []byte) {
+	r := bufio.NewReaderSize(bytes.NewReader(wire), 64<<10)
+	var units []unitStatus
+	for {
+		var p reply
+		if err := readReply(r, &p); err != nil {
+			if !errors.Is(err, errLost) {
+				b.Fatal(err)
+			}
+			break
+		}
+		units = append(units, *p.Unit)
+	}
+	v, _ := testView(0)
+	v.listScreen(units)
+	v.w.Flush()
+}
+
+// ---- the binary
+
+// shippedBinary builds the program as it is shipped: the test binary is larger and starts slower.
+func shippedBinary(b *testing.B) string {
+	b.Helper()
+	dir, err := os.MkdirTemp("", "diakonos-bench-") // shorter than b.TempDir: sockets lie in it
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { os.RemoveAll(dir) })
+	binary := filepath.Join(dir, "diakonos")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+	return binary
+}
+
+// BenchmarkBinaryStart is one process that prints the version; MB is the size of the binary.
+func BenchmarkBinaryStart(b *testing.B) {
+	binary := shippedBinary(b)
+	st, err := os.Stat(binary)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := exec.Command(binary, "--version").Run(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(st.Size())/1e6, "MB")
+}
+
+// BenchmarkShimMemory starts ten services that do nothing; kB/shim is the private memory of a shim, its log writer included.
+func BenchmarkShimMemory(b *testing.B) {
+	const services = 10
+	binary := shippedBinary(b)
+	dir := filepath.Dir(binary)
+	command := func(args ...string) {
+		b.Helper()
+		cmd := exec.Command(binary, args...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "DIAKONOS_HOME="+filepath.Join(dir, "h"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			b.Fatalf("diakonos %v: %v\n%s", args, err, out)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "services"), 0o755); err != nil {
+		b.Fatal(err)
+	}
+	start := []string{"start"}
+	for i := range services {
+		name := fmt.Sprintf("s%d", i)
+		writeFile(b, filepath.Join(dir, "services", name+".service"), "[service]\nExecStart = \"sleep 3600\"\n")
+		start = append(start, name)
+	}
+	var kilobytes int
+	for b.Loop() {
+		command(start...)
+		for _, name := range start[1:] {
+			kilobytes += privateMemory(b, filepath.Join(dir, "h/run", name, "shim.pid"))
+		}
+		command("kill")
+	}
+	b.ReportMetric(float64(kilobytes)/float64(services*b.N), "kB/shim")
+}
+
+// privateMemory reads smaps_rollup (proc_pid_smaps_rollup(5)) of the process that a PID file names.
+func privateMemory(b *testing.B, pidFile string) (kilobytes int) {
+	b.Helper()
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		b.Fatal(err)
+	}
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", parsePIDFile(text)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(rollup)) {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[0], "Private_") {
+			n, _ := strconv.Atoi(f[1])
+			kilobytes += n
+		}
+	}
+	return kilobytes
+}

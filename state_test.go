@@ -1,0 +1,419 @@
+// Role: tests of state.go: records on full disks, paths, what is refused, what a daemon's starter hands on.
+// Runs in: go test.
+// Owns: nothing.
+// Uses: codec, state, wire, unit, sys, script.
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestRecordFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	var got wantRecord
+	if err := readRecord(path, &got); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	r, err := openRecord(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := readRecord(path, &got); !errors.Is(err, errNeverWritten) {
+		t.Errorf("allocated only: %v", err)
+	}
+	for n := range 7 {
+		if n == 4 { // a successor goes on where the file is
+			r.close()
+			if r, err = openRecord(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := numbered(n)
+		before, _ := os.ReadFile(path)
+		if err := r.write(encode(nil, &want)); err != nil {
+			t.Fatal(err)
+		}
+		after, _ := os.ReadFile(path)
+		if len(after) != 2*slotBytes {
+			t.Errorf("the file grows to %d bytes", len(after))
+		}
+		if bytes.Equal(before[:slotBytes], after[:slotBytes]) == bytes.Equal(before[slotBytes:], after[slotBytes:]) {
+			t.Errorf("write %d changes both slots or none", n)
+		}
+		if err := readRecord(path, &got); err != nil || got != want {
+			t.Errorf("write %d reads as %+v, %v", n, got, err)
+		}
+	}
+	r.close()
+}
+
+func numbered(n int) wantRecord { return wantRecord{Version: 1, Job: strings.Repeat("j", n)} }
+
+// TestRecordOfABrokenSlot: what cannot be read is overwritten first, the readable slot stays.
+func TestRecordOfABrokenSlot(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "want")
+	for n := range 2 {
+		if err := writeRecord(path, &wantRecord{Job: string(rune('a' + n))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, _ := os.ReadFile(path)
+	file[40] ^= 1 // slot 0 holds the second write
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var got wantRecord
+	if err := readRecord(path, &got); err != nil || got.Job != "a" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := writeRecord(path, &wantRecord{Job: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	now, _ := os.ReadFile(path)
+	if !bytes.Equal(now[slotBytes:], file[slotBytes:]) {
+		t.Error("the only readable slot was overwritten")
+	}
+	if err := readRecord(path, &got); err != nil || got.Job != "c" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// smallDisk is a file system of 32 KiB; fill leaves it without a free byte.
+func smallDisk(t *testing.T) (dir string, fill func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "only root can mount a small file system")
+	}
+	dir = t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=32k"); err != nil {
+		skip(t, "a small file system cannot be mounted here: "+err.Error())
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir, func() {
+		t.Helper()
+		f, err := os.Create(dir + "/filler")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for n := 4096; n > 0; {
+			if _, err := f.Write(make([]byte, n)); err != nil {
+				n /= 2
+			}
+		}
+	}
+}
+
+func TestRecordsOnAFullDisk(t *testing.T) {
+	dir, fill := smallDisk(t)
+	r, err := openRecord(dir + "/want")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	if err := replaceFile(dir+"/json", []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	for n := range 4 {
+		if err := r.write(encode(nil, &wantRecord{Job: string(rune('a' + n))})); err != nil {
+			t.Errorf("an allocated record cannot be written: %v", err)
+		}
+	}
+	var got wantRecord
+	if err := readRecord(dir+"/want", &got); err != nil || got.Job != "d" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := openRecord(dir + "/other"); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a record without room: %v", err)
+	}
+	if err := replaceFile(dir+"/json", []byte("new")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a file without room: %v", err)
+	}
+	checkFile(t, dir+"/json", "old")
+	if _, err := os.Lstat(dir + "/json.new"); err == nil {
+		t.Error("the temporary file stays")
+	}
+}
+
+// TestReplaceFileIsWhole: when only a part fits, the old content stays.
+func TestReplaceFileIsWhole(t *testing.T) {
+	dir, _ := smallDisk(t)
+	if err := replaceFile(dir+"/json", []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceFile(dir+"/json", bytes.Repeat([]byte("n"), 64<<10)); err == nil {
+		t.Error("64 KiB are written to 32 KiB")
+	}
+	checkFile(t, dir+"/json", "old")
+}
+
+func checkFile(t *testing.T, path, want string) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%s is %.40q, %v; want %q", filepath.Base(path), got, err, want)
+	}
+}
+
+func TestReplaceFileFollowsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/victim", []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("victim", dir+"/x.new"); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceFile(dir+"/x", []byte("theirs")); err == nil {
+		t.Error("a link in the place of the temporary file is followed")
+	}
+	checkFile(t, dir+"/victim", "mine")
+	if err := os.Symlink("victim", dir+"/y"); err != nil {
+		t.Fatal(err)
+	}
+	if err := replaceFile(dir+"/y", []byte("theirs")); err != nil { // the link itself is replaced
+		t.Error(err)
+	}
+	checkFile(t, dir+"/victim", "mine")
+	checkFile(t, dir+"/y", "theirs")
+}
+
+func TestFindHome(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(dir+"/real", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("real", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, flag, variable, user, runtime, want string }{
+		{"the flag comes first", dir + "/a", dir + "/b", dir, "", dir + "/a"},
+		{"then the variable", "", dir + "/b/", dir, "", dir + "/b"},
+		{"then the user's home", "", "", dir, "/run/user/1", dir + "/.diakonos"},
+		{"a link is resolved", dir + "/link", "", "", "", dir + "/real"},
+	} {
+		t.Setenv(homeVariable, c.variable)
+		t.Setenv("HOME", c.user)
+		t.Setenv("XDG_RUNTIME_DIR", c.runtime)
+		if h, err := findHome(c.flag); err != nil || h.path != c.want {
+			t.Errorf("%s: %q, %v; want %q", c.name, h.path, err, c.want)
+		}
+	}
+	t.Setenv(homeVariable, "")
+	for _, none := range []string{"", "/"} {
+		t.Setenv("HOME", none)
+		t.Setenv("XDG_RUNTIME_DIR", "/run/user/1")
+		want := "/run/user/1/diakonos"
+		if os.Geteuid() == 0 {
+			want = "/run/diakonos"
+		}
+		if got := defaultHome(); got != want {
+			t.Errorf("HOME=%q: %q, want %q", none, got, want)
+		}
+	}
+}
+
+func TestHomeIsOurs(t *testing.T) {
+	h := home{t.TempDir() + "/a/h"}
+	for range 2 { // it may exist
+		if err := h.make(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if target, err := os.Readlink(h.runRoot()); err == nil {
+		t.Cleanup(func() { _ = os.RemoveAll(target) })
+	}
+	if st, err := os.Stat(h.path); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	if err := os.Chmod(h.path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.make(); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := os.Stat(h.path); st.Mode().Perm() != 0o700 {
+		t.Errorf("an open home stays %v", st.Mode())
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(h.path, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.make(); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("the home of another user: %v", err)
+		}
+	}
+}
+
+// TestRunRootIsOurs: where run/ is a link, what it leads to must be a directory of ours, and no link again.
+func TestRunRootIsOurs(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		make func(dir string) error
+		ok   bool
+	}{
+		{"a directory of ours", func(dir string) error { return os.Mkdir(dir+"/target", 0o700) }, true},
+		{"nothing yet", func(dir string) error { return nil }, true},
+		{"a file", func(dir string) error { return os.WriteFile(dir+"/target", nil, 0o600) }, false},
+		{"a link to a directory of ours", func(dir string) error { return os.Symlink("..", dir+"/target") }, false},
+		{"a directory of another user", func(dir string) error {
+			return errors.Join(os.Mkdir(dir+"/target", 0o777), os.Chown(dir+"/target", 65534, 65534))
+		}, false},
+	} {
+		if strings.Contains(c.name, "another user") && os.Geteuid() != 0 {
+			continue // only root can make one
+		}
+		dir := t.TempDir()
+		h := home{dir + "/h"}
+		if err := errors.Join(os.Mkdir(h.path, 0o700), c.make(dir), os.Symlink(dir+"/target", h.runRoot())); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.makeRunRoot(); (err == nil) != c.ok {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// TestScopeNames: what a service carries in its environment leads back to its name, whatever the name.
+func TestScopeNames(t *testing.T) {
+	h, other := home{t.TempDir()}, home{t.TempDir()}
+	for _, name := range []string{"web", "a@b-c_d.e", "a:b", ":", "::a:", `x\x2dy`} {
+		if _, err := unitName(name); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+		scope := h.scopeID(name)
+		if got := h.serviceOf(scope); got != name {
+			t.Errorf("%q comes back from %q as %q", name, scope, got)
+		}
+		if got := h.serviceOf(other.scopeID("outer") + ":" + scope + ":" + other.scopeID("inner")); got != name {
+			t.Errorf("%q between others comes back as %q", name, got)
+		}
+		if got := other.serviceOf(scope); got != "" {
+			t.Errorf("%q is taken for a service of another home: %q", scope, got)
+		}
+	}
+	if _, err := unitName("a%3Ab"); err == nil {
+		t.Error("a name with % is ambiguous in a scope")
+	}
+	if got := h.serviceOf(""); got != "" {
+		t.Errorf("no scope gives %q", got)
+	}
+}
+
+func TestDaemonEnvironment(t *testing.T) {
+	env := []string{"PATH=/bin", "LANG=C", "DIAKONOS_HOME=/h", "DIAKONOS_SCOPE=1-2/web:3-4/x", "INVOCATION_ID=1", "NOTIFY_SOCKET=/n", "LISTEN_FDS=2",
+		"LISTEN_PID=3", "WATCHDOG_USEC=4", "WATCHDOG_PID=5", "DIAKONOS_START=auto", "DIAKONOS_CGROUP=/c", "TOKEN=secret", "EMPTY=", "DIAKONOS_OUTER=old"}
+	want := []string{"PATH=/bin", "LANG=C", "TOKEN=secret", "EMPTY=", "DIAKONOS_OUTER=1-2/web:3-4/x"}
+	if got := daemonEnvironment(env); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	if got := daemonEnvironment([]string{"A=1", "DIAKONOS_OUTER=old"}); !slices.Equal(got, []string{"A=1", "DIAKONOS_OUTER=old"}) {
+		t.Errorf("what the daemon itself runs in is forgotten: %q", got)
+	}
+}
+
+// TestBareEnvironment: what spares the runtime work is undone, so that PassEnvironment sees what was there.
+func TestBareEnvironment(t *testing.T) {
+	was := map[string]string{"TZ": "Europe/Athens", "HOME": "/x"}
+	env := bare([]string{"TZ=Europe/Athens", "HOME=/x"})
+	if !slices.Contains(env, "TZ=") || slices.Contains(env, "TZ=Europe/Athens") {
+		t.Errorf("%q", env)
+	}
+	t.Setenv("TZ", "")
+	t.Setenv("HOME", "")
+	t.Setenv("GOMAXPROCS", "")
+	t.Setenv(savedPrefix+"TZ", "")
+	for _, e := range env {
+		name, v, _ := strings.Cut(e, "=")
+		os.Setenv(name, v)
+	}
+	unbare()
+	for name, want := range was {
+		if got := os.Getenv(name); got != want {
+			t.Errorf("%s=%s, want %s", name, got, want)
+		}
+	}
+	for _, name := range []string{"GOMAXPROCS", savedPrefix + "TZ"} {
+		if v, ok := os.LookupEnv(name); ok {
+			t.Errorf("%s=%s stays", name, v)
+		}
+	}
+}
+
+func TestNewerBinary(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "diakonos")
+	write := func() {
+		t.Helper()
+		_ = os.RemoveAll(path)
+		if err := os.WriteFile(path, []byte("x"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		later := time.Now().Add(time.Hour)
+		if err := os.Chtimes(path, later, later); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		change func() error
+		ok     bool
+	}{
+		{"newer and ours", func() error { return nil }, true},
+		{"older", func() error { old := time.Unix(1e9, 0); return os.Chtimes(path, old, old) }, false},
+		{"gone", func() error { return os.Remove(path) }, false},
+		{"writable by others", func() error { return os.Chmod(path, 0o757) }, false},
+		{"writable by its group", func() error { return os.Chmod(path, 0o775) }, false},
+		{"a directory", func() error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) }, false},
+		{"of another user", func() error { return os.Chown(path, 65534, 65534) }, false},
+	} {
+		if c.name == "of another user" && os.Geteuid() != 0 {
+			continue // only root can make one
+		}
+		write()
+		if err := c.change(); err != nil {
+			t.Fatal(err)
+		}
+		if got := (daemonRecord{Binary: path}).newerBinary(); (got != "") != c.ok {
+			t.Errorf("%s: %q", c.name, got)
+		}
+	}
+	if got := (daemonRecord{}).newerBinary(); got != "" {
+		t.Errorf("no binary in the record: %q", got)
+	}
+}
+
+// TestRecordsOfAnotherBoot mean nothing.
+func TestRecordsOfAnotherBoot(t *testing.T) {
+	h := home{t.TempDir()}
+	if err := errors.Join(os.MkdirAll(h.runRoot(), 0o700), h.makeRunDir("web")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(writeRecord(h.stateFile("web"), &runRecord{Boot: "old", Sub: running}), writeRecord(h.wantFile("web"), &wantRecord{Boot: "old", Up: true})); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := h.readState("web", "new"); !errors.Is(err, errOtherBoot) || rec.Sub != "" {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	if w, err := h.readWant("web", "new"); !errors.Is(err, errOtherBoot) || w.Up {
+		t.Errorf("%+v, %v", w, err)
+	}
+	if rec, err := h.readState("web", "old"); err != nil || rec.Sub != running {
+		t.Errorf("%+v, %v", rec, err)
+	}
+	if err := h.makeRunDir("web"); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := h.readState("web", "old"); err != nil || rec.Sub != running {
+		t.Errorf("making it again loses the record: %+v, %v", rec, err)
+	}
+}
