@@ -78,8 +78,8 @@ func (m *manager) turnAway(l *os.File) error {
 	f, err := acceptFrom(l)
 	if err == nil {
 		c := newConn(f)
-		_ = c.send(reply{Proto: protocolVersion, Build: version})
-		_ = c.send(reply{Done: &outcome{Code: exitFailed, Error: "the daemon has no file descriptor left; raise its limit (ulimit -n)"}})
+		_ = c.sendJSON(reply{Proto: protocolVersion, Build: version})
+		_ = c.sendJSON(reply{Done: &outcome{Code: exitFailed, Error: "the daemon has no file descriptor left; raise its limit (ulimit -n)"}})
 		c.close()
 	}
 	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -104,7 +104,7 @@ func (m *manager) serve(f *os.File) {
 	go func() {
 		for {
 			var r request
-			err := c.conn.readFrame(&r)
+			err := c.conn.readJSON(&r)
 			if err != nil {
 				m.inbox <- msgClientGone{c}
 				return
@@ -574,7 +574,7 @@ func (m *manager) answerReset(c *session, r request) {
 			m.poke(e, shimFrame{Op: opReset})
 		case e.record.Sub == failed:
 			e.record.Sub, e.record.Result, e.record.Reason, e.record.Since = dead, resultSuccess, "", time.Now().UnixNano()
-			if err := writeRecord(m.home.stateFile(name), e.record); err != nil {
+			if err := writeRecord(m.home.stateFile(name), &e.record); err != nil {
 				m.done(c, exitFailed, err.Error())
 				return
 			}
@@ -685,12 +685,12 @@ func killAlone(h home, report func(jobLine)) error {
 	}()
 	defer func() { <-ended }()
 	m.serve(os.NewFile(uintptr(theirs), "client")) // it posts to the loop, whose inbox the shims may have filled
-	if err := c.send(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
+	if err := c.sendJSON(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
 		return err
 	}
 	for {
 		var r reply
-		if err := c.readFrame(&r); err != nil {
+		if err := c.readJSON(&r); err != nil {
 			return fmt.Errorf("interrupted; not all services are stopped: %w", err)
 		}
 		if r.Job != nil {

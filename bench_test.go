@@ -1,7 +1,7 @@
 // Role: all benchmarks.
 // Runs in: go test -bench.
 // Owns: nothing.
-// Uses: client, deps, log, pump, state, supervise, sys, sys_log, unit, wire; client_test, pump_test.
+// Uses: client, codec, deps, log, pump, state, supervise, sys, sys_log, unit, wire; client_test, pump_test.
 
 package main
 
@@ -263,7 +263,7 @@ func BenchmarkSlotWrite(b *testing.B) {
 	defer r.close()
 	record := benchRecord()
 	for b.Loop() {
-		if err := r.write(&record); err != nil {
+		if err := r.write(encode(nil, &record)); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -306,7 +306,7 @@ func (c *campaign) granted(a asked) {
 func (c *campaign) facts(s *subject) string {
 	var want wantRecord
 	var state runRecord
-	for file, to := range map[string]any{"want": &want, "state": &state} {
+	for file, to := range map[string]record{"want": &want, "state": &state} {
 		b, _ := os.ReadFile(filepath.Join(c.home, "run", s.name, file))
 		decodeSlots(b, to) // what cannot be read shows as empty
 	}

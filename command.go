@@ -2,7 +2,7 @@
 // format of environment files.
 // Runs in: client, daemon, shim.
 // Owns: nothing; pure.
-// Uses: value.
+// Uses: codec, value.
 
 package main
 
@@ -20,6 +20,13 @@ type command struct {
 	Path          string   // program: a path, or a name to be looked up in the service's PATH
 	IgnoreFailure bool     // prefix -
 	Verbatim      bool     // prefix :, or an array of exact arguments: nothing is expanded
+}
+
+func (cmd *command) fields(c *codec) {
+	textsField(c, "Argv", always, &cmd.Argv)
+	textField(c, "Path", always, &cmd.Path)
+	flagField(c, "IgnoreFailure", always, &cmd.IgnoreFailure)
+	flagField(c, "Verbatim", always, &cmd.Verbatim)
 }
 
 // whitespace separates words, as in systemd.

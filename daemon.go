@@ -598,7 +598,7 @@ func (m *manager) wish(j *job) error {
 
 func (m *manager) writeWant(e *supervised, w wantRecord) error {
 	w.Version, w.Boot = protocolVersion, m.boot
-	if err := writeRecord(m.home.wantFile(e.name), w); err != nil {
+	if err := writeRecord(m.home.wantFile(e.name), &w); err != nil {
 		return err
 	}
 	e.want = w

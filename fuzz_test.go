@@ -642,7 +642,7 @@ func FuzzIntent(f *testing.F) {
 
 // FuzzSlots: no file makes a record of what was not written as one; a good slot survives any neighbour that is older or broken.
 func FuzzSlots(f *testing.F) {
-	good, _ := encodeSlot(5, wantNew)
+	good, _ := newSlot(5, encode(nil, &wantNew))
 	f.Add([]byte("x"), uint16(0))
 	f.Add(good, uint16(slotBytes))
 	f.Add(good[:100], uint16(20))
@@ -651,7 +651,7 @@ func FuzzSlots(f *testing.F) {
 		copy(file, noise)
 		var got wantRecord
 		_, err := decodeSlots(file, &got)
-		if err != nil && got != (wantRecord{}) && !strings.Contains(err.Error(), "json") {
+		if err != nil && got != (wantRecord{}) && !strings.Contains(err.Error(), "want ") {
 			t.Errorf("%+v beside %v", got, err)
 		}
 		copy(file, good)
@@ -738,9 +738,10 @@ func FuzzControlFrame(f *testing.F) {
 
 // readBoth reads a line as either side of both control protocols would.
 func readBoth(line []byte) {
-	for _, v := range []any{new(shimFrame), new(request), new(reply)} {
-		c := &conn{buf: append(bytes.Clone(line), '\n')}
-		_ = c.readFrame(v)
+	whole := append(bytes.Clone(line), '\n')
+	_ = (&conn{buf: whole}).readFrame(new(shimFrame))
+	for _, v := range []any{new(request), new(reply)} {
+		_ = (&conn{buf: whole}).readJSON(v)
 	}
 }
 

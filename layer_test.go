@@ -29,21 +29,22 @@ import (
 // goroutine has: shim and spawn are one unit of the order, and so are daemon and api. Within a unit each file may
 // use the other.
 const layers = `
-wire:
-value:
-sys: wire
+codec:
+wire: codec
+value: codec
+sys: codec wire
 sys_log:
-command: value
-unit: value command
+command: codec value
+unit: codec value command
 log:
 deps: unit
 supervise: wire value command unit
-state: wire sys unit supervise
+state: codec wire sys unit supervise
 environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
 pump: log sys_log
-shim+spawn: wire sys command unit log supervise state environ tree child pump
+shim+spawn: codec wire sys command unit log supervise state environ tree child pump
 daemon+api: wire value sys unit deps supervise state tree
 render: wire log tree
 client: wire value sys unit log deps state tree api render

@@ -8,7 +8,7 @@
 //
 // The daemon plans and owns nothing that it cannot rebuild; the shim supervises, also while no daemon runs. Layers, lowest first:
 //
-//	wire value sys sys_log               formats; values of unit files; kernel calls
+//	codec wire value sys sys_log         formats; values of unit files; kernel calls
 //	command unit log                     command lines; unit files; log records
 //	deps supervise                       pure: jobs and order; the state machine of a service
 //	state environ tree child pump        the home; who a service is; its processes; the stage; its output

@@ -1,12 +1,11 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
+// Uses: codec, wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
 
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -48,6 +47,7 @@ type shim struct {
 	svc      *service
 	state    *recordFile
 	saved    []byte // the record as it was last written and announced
+	spare    []byte // room for its next text
 	queue    []event
 	pump     *pump
 	drains   uint64 // token of the drain under way
@@ -331,7 +331,9 @@ func (s *shim) read(c *conn) {
 
 // readRecords makes the service out of unit.json and state.
 func (s *shim) readRecords() {
-	rec, err := s.home.readState(s.name, s.boot)
+	var rec runRecord
+	err := s.state.read(&rec)
+	rec, err = ofBoot(rec, err, s.boot)
 	u, uerr := s.home.readUnit(s.name)
 	if uerr != nil {
 		s.warn("%v", uerr)
@@ -637,22 +639,19 @@ func (s *shim) settle() {
 // save writes the record if it changed, and announces it.
 func (s *shim) save() error {
 	s.trim()
-	body, err := json.Marshal(&s.svc.runRecord)
-	if err == nil && len(body) > slotBytes-slotHeader { // texts full of characters that JSON escapes: what is only shown gives way
+	s.spare = encode(s.spare[:0], &s.svc.runRecord)
+	if len(s.spare) > slotBytes-slotHeader { // texts full of characters that JSON escapes: what is only shown gives way
 		s.svc.StatusText, s.svc.Reason, s.svc.Job.Text = "", cutTo(s.svc.Reason, maxText/8), cutTo(s.svc.Job.Text, maxText/8)
-		body, err = json.Marshal(&s.svc.runRecord)
+		s.spare = encode(s.spare[:0], &s.svc.runRecord)
 	}
-	if err != nil {
-		return err
-	}
-	if string(body) == string(s.saved) && len(s.hold) == 0 {
+	if string(s.spare) == string(s.saved) && len(s.hold) == 0 {
 		return nil
 	}
-	err = s.state.write(json.RawMessage(body))
+	err := s.state.write(s.spare)
 	if err != nil {
 		s.warn("%v", err)
 	} else {
-		s.saved = body
+		s.saved, s.spare = s.spare, s.saved
 	}
 	s.announce(opState)
 	return err

@@ -1,12 +1,11 @@
 // Role: what lies in the home: paths, records, wishes, PID files, locks; finding and starting a daemon.
 // Runs in: client, daemon, shim.
 // Owns: the files of the home; each record has one writer at a time, the holder of the lock beside it.
-// Uses: unit, wire, sys, supervise.
+// Uses: codec, unit, wire, sys, supervise.
 
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -210,8 +209,9 @@ func (h home) runNames() ([]string, error) {
 
 // recordFile is an open record: two slots, overwritten in turn. One owner.
 type recordFile struct {
-	fd  int
-	seq uint64
+	fd   int
+	seq  uint64
+	room []byte // for both slots
 }
 
 // openRecord opens a record for writing and allocates its slots, so that a later write needs no space.
@@ -220,7 +220,7 @@ func openRecord(path string) (*recordFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
-	r := &recordFile{fd: fd}
+	r := &recordFile{fd: fd, room: make([]byte, 2*slotBytes)}
 	if err := r.prepare(); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot allocate record %s: %w", path, err)
@@ -235,29 +235,32 @@ func (r *recordFile) prepare() error {
 		return err
 	}
 	if st.Size >= 2*slotBytes {
-		var ignored json.RawMessage
-		if b, err := preadSlots(r.fd); err == nil {
-			r.seq, _ = decodeSlots(b, &ignored) // unreadable slots: begin at 0, both are overwritten
+		if n, err := unix.Pread(r.fd, r.room, 0); err == nil {
+			_, r.seq, _ = newestSlot(r.room[:n]) // unreadable slots: begin at 0, both are overwritten
 		}
 		return nil
 	}
 	err := unix.Fallocate(r.fd, 0, 0, 2*slotBytes)
 	if err == unix.EOPNOTSUPP {
-		_, err = unix.Pwrite(r.fd, make([]byte, 2*slotBytes), 0)
+		_, err = unix.Pwrite(r.fd, r.room, 0)
 	}
 	return err
 }
 
-func preadSlots(fd int) ([]byte, error) {
-	b := make([]byte, 2*slotBytes)
-	n, err := unix.Pread(fd, b, 0)
-	return b[:max(n, 0)], err
+// read reads what the record says now.
+func (r *recordFile) read(v record) error {
+	n, err := unix.Pread(r.fd, r.room, 0)
+	if err != nil {
+		return err
+	}
+	_, err = decodeSlots(r.room[:n], v)
+	return err
 }
 
-// write replaces the older slot.
-func (r *recordFile) write(v any) error {
-	slot, err := encodeSlot(r.seq+1, v)
-	if err != nil {
+// write replaces the older slot by one with this JSON text.
+func (r *recordFile) write(body []byte) error {
+	slot := r.room[:slotBytes]
+	if err := encodeSlot(slot, r.seq+1, body); err != nil {
 		return err
 	}
 	n, err := unix.Pwrite(r.fd, slot, int64((r.seq+1)%2)*slotBytes)
@@ -274,37 +277,40 @@ func (r *recordFile) write(v any) error {
 func (r *recordFile) close() { unix.Close(r.fd) }
 
 // readRecord reads a record that somebody else may own. errNoRecord or fs.ErrNotExist tell why there is none.
-func readRecord(path string, v any) error {
+func readRecord(path string, v record) error {
 	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	b, err := preadSlots(fd)
-	if err == nil {
-		_, err = decodeSlots(b, v)
-	}
-	return err
+	r := recordFile{fd: fd, room: make([]byte, 2*slotBytes)}
+	return r.read(v)
 }
 
 // writeRecord writes a record once.
-func writeRecord(path string, v any) error {
+func writeRecord(path string, v record) error {
 	r, err := openRecord(path)
 	if err != nil {
 		return err
 	}
 	defer r.close()
-	return r.write(v)
+	return r.write(encode(nil, v))
 }
 
 // readState reads run/NAME/state as far as it is of this boot; zero and an error otherwise.
 func (h home) readState(name, boot string) (runRecord, error) {
 	var rec runRecord
-	if err := readRecord(h.stateFile(name), &rec); err != nil {
-		return runRecord{}, err
+	err := readRecord(h.stateFile(name), &rec)
+	return ofBoot(rec, err, boot)
+}
+
+// ofBoot passes on a record that was read, if it is of this boot.
+func ofBoot(rec runRecord, err error, boot string) (runRecord, error) {
+	if err == nil && rec.Boot != boot {
+		err = errOtherBoot
 	}
-	if rec.Boot != boot {
-		return runRecord{}, errOtherBoot
+	if err != nil {
+		return runRecord{}, err
 	}
 	return rec, nil
 }
@@ -389,13 +395,7 @@ func syncFile(path string) error {
 	return nil
 }
 
-func writeJSON(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return replaceFile(path, append(b, '\n'))
-}
+func writeJSON(path string, v record) error { return replaceFile(path, append(encode(nil, v), '\n')) }
 
 func (h home) readUnit(name string) (*unit, error) {
 	b, err := readSmall(h.unitFile(name))
@@ -403,7 +403,7 @@ func (h home) readUnit(name string) (*unit, error) {
 		return nil, err
 	}
 	u := new(unit)
-	if err := json.Unmarshal(b, u); err != nil {
+	if err := decode(b, u); err != nil {
 		return nil, fmt.Errorf("cannot read %s: %v", h.unitFile(name), err)
 	}
 	return u, nil
@@ -415,11 +415,11 @@ func (h home) readDaemon() (daemonRecord, error) {
 	if err != nil {
 		return d, err
 	}
-	err = json.Unmarshal(b, &d)
+	err = decode(b, &d)
 	return d, err
 }
 
-func (h home) writeDaemon(d daemonRecord) error { return writeJSON(h.daemonFile(), d) }
+func (h home) writeDaemon(d daemonRecord) error { return writeJSON(h.daemonFile(), &d) }
 
 // enabledUnits maps the names in enabled/ to their files.
 func (h home) enabledUnits() (map[string]string, error) {

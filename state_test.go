@@ -1,7 +1,7 @@
 // Role: tests of state.go: records on full disks, paths, what is refused, what a daemon's starter hands on.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: state, wire, unit, sys, script.
+// Uses: codec, state, wire, unit, sys, script.
 
 package main
 
@@ -39,8 +39,9 @@ func TestRecordFile(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		want := numbered(n)
 		before, _ := os.ReadFile(path)
-		if err := r.write(numbered(n)); err != nil {
+		if err := r.write(encode(nil, &want)); err != nil {
 			t.Fatal(err)
 		}
 		after, _ := os.ReadFile(path)
@@ -50,7 +51,7 @@ func TestRecordFile(t *testing.T) {
 		if bytes.Equal(before[:slotBytes], after[:slotBytes]) == bytes.Equal(before[slotBytes:], after[slotBytes:]) {
 			t.Errorf("write %d changes both slots or none", n)
 		}
-		if err := readRecord(path, &got); err != nil || got != numbered(n) {
+		if err := readRecord(path, &got); err != nil || got != want {
 			t.Errorf("write %d reads as %+v, %v", n, got, err)
 		}
 	}
@@ -63,7 +64,7 @@ func numbered(n int) wantRecord { return wantRecord{Version: 1, Job: strings.Rep
 func TestRecordOfABrokenSlot(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "want")
 	for n := range 2 {
-		if err := writeRecord(path, wantRecord{Job: string(rune('a' + n))}); err != nil {
+		if err := writeRecord(path, &wantRecord{Job: string(rune('a' + n))}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -76,7 +77,7 @@ func TestRecordOfABrokenSlot(t *testing.T) {
 	if err := readRecord(path, &got); err != nil || got.Job != "a" {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if err := writeRecord(path, wantRecord{Job: "c"}); err != nil {
+	if err := writeRecord(path, &wantRecord{Job: "c"}); err != nil {
 		t.Fatal(err)
 	}
 	now, _ := os.ReadFile(path)
@@ -126,7 +127,7 @@ func TestRecordsOnAFullDisk(t *testing.T) {
 	}
 	fill()
 	for n := range 4 {
-		if err := r.write(wantRecord{Job: string(rune('a' + n))}); err != nil {
+		if err := r.write(encode(nil, &wantRecord{Job: string(rune('a' + n))})); err != nil {
 			t.Errorf("an allocated record cannot be written: %v", err)
 		}
 	}
@@ -397,7 +398,7 @@ func TestRecordsOfAnotherBoot(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(h.runRoot(), 0o700), h.makeRunDir("web")); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(writeRecord(h.stateFile("web"), runRecord{Boot: "old", Sub: running}), writeRecord(h.wantFile("web"), wantRecord{Boot: "old", Up: true})); err != nil {
+	if err := errors.Join(writeRecord(h.stateFile("web"), &runRecord{Boot: "old", Sub: running}), writeRecord(h.wantFile("web"), &wantRecord{Boot: "old", Up: true})); err != nil {
 		t.Fatal(err)
 	}
 	if rec, err := h.readState("web", "new"); !errors.Is(err, errOtherBoot) || rec.Sub != "" {

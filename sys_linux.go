@@ -1,7 +1,7 @@
 // Role: kernel calls that the standard library lacks, and thin shapes over those that it has.
 // Runs in: all personalities.
 // Owns: nothing; every descriptor that it returns is close-on-exec and belongs to the caller.
-// Uses: wire.
+// Uses: codec, wire.
 
 package main
 
@@ -88,14 +88,14 @@ func parseStat(b []byte) (s procStat, err error) {
 	return s, nil
 }
 
-// readSmall reads a file of /proc or /sys in one or two calls, without the poller.
+// readSmall reads a file of /proc or /sys in a few calls, without the poller. Most have less than 512 bytes.
 func readSmall(path string) ([]byte, error) {
 	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	b := make([]byte, 0, 2048)
+	b := make([]byte, 0, 512)
 	for {
 		n, err := unix.Read(fd, b[len(b):cap(b)])
 		if err == unix.EINTR {
@@ -109,7 +109,7 @@ func readSmall(path string) ([]byte, error) {
 		}
 		b = b[:len(b)+n]
 		if len(b) == cap(b) {
-			b = append(b, make([]byte, cap(b))...)[:len(b)]
+			b = append(make([]byte, 0, 4*cap(b)), b...)
 		}
 	}
 }
@@ -725,8 +725,17 @@ func receivedFDs(oob []byte) (fds []int) {
 	return fds
 }
 
-// readFrame reads one frame into v.
-func (c *conn) readFrame(v any) error {
+// readFrame reads one frame of the protocol between daemon and shims.
+func (c *conn) readFrame(f *shimFrame) error {
+	line, err := c.readLine()
+	if err != nil {
+		return err
+	}
+	return decode(line, f)
+}
+
+// readJSON reads one line of the protocol between client and daemon.
+func (c *conn) readJSON(v any) error {
 	line, err := c.readLine()
 	if err != nil {
 		return err
@@ -746,12 +755,17 @@ var errPeerSlow = errors.New("peer does not read")
 
 // send writes one frame without ever waiting. errPeerSlow when the peer's buffer is full: the frame may be cut, so the connection
 // must be closed.
-func (c *conn) send(v any, fds ...int) error {
+func (c *conn) send(f shimFrame, fds ...int) error {
+	return c.sendLine(append(encode(make([]byte, 0, 1024), &f), '\n'), fds...)
+}
+
+// sendJSON writes one line of the protocol between client and daemon, likewise.
+func (c *conn) sendJSON(v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	return c.sendLine(append(b, '\n'), fds...)
+	return c.sendLine(append(b, '\n'))
 }
 
 func (c *conn) sendLine(b []byte, fds ...int) error {

@@ -195,11 +195,11 @@ func talk(t *testing.T, l *os.File, dir string) {
 	if !peerAllowed(far) {
 		t.Error("our own user is refused")
 	}
-	if err := newConn(near).send(request{Verb: "list"}); err != nil {
+	if err := newConn(near).sendJSON(request{Verb: "list"}); err != nil {
 		t.Fatal(err)
 	}
 	var r request
-	if err := newConn(far).readFrame(&r); err != nil || r.Verb != "list" {
+	if err := newConn(far).readJSON(&r); err != nil || r.Verb != "list" {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -268,7 +268,7 @@ func TestFrameLimits(t *testing.T) {
 	a, b = testPair(t)
 	slow := newConn(a)
 	for n := 0; ; n++ {
-		if err := slow.send(reply{Warn: strings.Repeat("w", 1<<14)}); err != nil {
+		if err := slow.sendJSON(reply{Warn: strings.Repeat("w", 1<<14)}); err != nil {
 			if !errors.Is(err, errPeerSlow) {
 				t.Errorf("a peer that does not read: %v", err)
 			}
@@ -279,7 +279,7 @@ func TestFrameLimits(t *testing.T) {
 		}
 	}
 	b.Close()
-	if err := slow.send(reply{}); err == nil {
+	if err := slow.sendJSON(reply{}); err == nil {
 		t.Error("a peer that is gone is written to")
 	}
 	a, b = testPair(t)

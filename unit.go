@@ -1,7 +1,7 @@
 // Role: unit file -> immutable, validated unit; the table of all keys.
 // Runs in: client, daemon, shim.
 // Owns: nothing; a unit is never changed once it is made, only replaced whole.
-// Uses: command, value.
+// Uses: codec, command, value.
 
 package main
 
@@ -83,6 +83,59 @@ type unit struct {
 	LogMaxFiles int   // rotated files kept, beside current
 }
 
+func (u *unit) fields(c *codec) {
+	textField(c, "Name", always, &u.Name)
+	textField(c, "Path", always, &u.Path)
+	numberField(c, "ModTime", always, &u.ModTime)
+	numberField(c, "Size", always, &u.Size)
+	numberField(c, "Inode", always, &u.Inode)
+	textField(c, "Description", always, &u.Description)
+	textsField(c, "Documentation", always, &u.Documentation)
+	textsField(c, "After", always, &u.After)
+	textsField(c, "Before", always, &u.Before)
+	textsField(c, "Requires", always, &u.Requires)
+	textsField(c, "Wants", always, &u.Wants)
+	textsField(c, "BindsTo", always, &u.BindsTo)
+	textsField(c, "PartOf", always, &u.PartOf)
+	textsField(c, "Conflicts", always, &u.Conflicts)
+	textField(c, "Type", always, &u.Type)
+	recordsField(c, "ExecStartPre", always, &u.ExecStartPre)
+	recordsField(c, "ExecStart", always, &u.ExecStart)
+	recordsField(c, "ExecStartPost", always, &u.ExecStartPost)
+	recordsField(c, "ExecReload", always, &u.ExecReload)
+	recordsField(c, "ExecStop", always, &u.ExecStop)
+	recordsField(c, "ExecStopPost", always, &u.ExecStopPost)
+	textField(c, "PIDFile", always, &u.PIDFile)
+	flagField(c, "GuessMainPID", always, &u.GuessMainPID)
+	flagField(c, "RemainAfterExit", always, &u.RemainAfterExit)
+	textField(c, "NotifyAccess", always, &u.NotifyAccess)
+	textField(c, "Restart", always, &u.Restart)
+	numberField(c, "RestartSec", always, &u.RestartSec)
+	numberField(c, "RestartMaxDelaySec", always, &u.RestartMaxDelaySec)
+	recordField(c, "RestartPreventExitStatus", always, &u.RestartPreventExitStatus)
+	recordField(c, "RestartForceExitStatus", always, &u.RestartForceExitStatus)
+	recordField(c, "SuccessExitStatus", always, &u.SuccessExitStatus)
+	numberField(c, "StartLimitBurst", always, &u.StartLimitBurst)
+	numberField(c, "StartLimitIntervalSec", always, &u.StartLimitIntervalSec)
+	numberField(c, "TimeoutStartSec", always, &u.TimeoutStartSec)
+	numberField(c, "TimeoutStopSec", always, &u.TimeoutStopSec)
+	numberField(c, "RuntimeMaxSec", always, &u.RuntimeMaxSec)
+	numberField(c, "KillSignal", always, &u.KillSignal)
+	textField(c, "KillMode", always, &u.KillMode)
+	flagField(c, "SendSIGKILL", always, &u.SendSIGKILL)
+	textField(c, "WorkingDirectory", always, &u.WorkingDirectory)
+	flagField(c, "WorkingDirectorySet", always, &u.WorkingDirectorySet)
+	textsField(c, "Environment", always, &u.Environment)
+	recordsField(c, "EnvironmentFile", always, &u.EnvironmentFile)
+	textsField(c, "PassEnvironment", always, &u.PassEnvironment)
+	textsField(c, "UnsetEnvironment", always, &u.UnsetEnvironment)
+	textField(c, "User", always, &u.User)
+	textField(c, "Group", always, &u.Group)
+	numberField(c, "UMask", always, &u.UMask)
+	numberField(c, "LogMaxSize", always, &u.LogMaxSize)
+	numberField(c, "LogMaxFiles", always, &u.LogMaxFiles)
+}
+
 // maxStartLimit bounds StartLimitBurst: the start times of the interval lie in the record of the service, which has a fixed size.
 const maxStartLimit = 100
 
@@ -93,6 +146,11 @@ const omitted = time.Duration(-1)
 type environmentFile struct {
 	Path     string // absolute
 	Optional bool   // prefix -
+}
+
+func (f *environmentFile) fields(c *codec) {
+	textField(c, "Path", always, &f.Path)
+	flagField(c, "Optional", always, &f.Optional)
 }
 
 type serviceType string

@@ -2,7 +2,7 @@
 // signals, exit statuses, booleans; the nearest known word.
 // Runs in: client, daemon, shim.
 // Owns: nothing; pure.
-// Uses: nothing.
+// Uses: codec.
 
 package main
 
@@ -28,6 +28,11 @@ const infinity = time.Duration(math.MaxInt64)
 type exitSet struct {
 	Codes   []int
 	Signals []syscall.Signal
+}
+
+func (s *exitSet) fields(c *codec) {
+	numbersField(c, "Codes", always, &s.Codes)
+	numbersField(c, "Signals", always, &s.Signals)
 }
 
 // mistake is one thing that is wrong in a unit file. Line 0: with the file as a whole.

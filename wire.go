@@ -2,7 +2,7 @@
 // order and report, notify messages, the objects of --json.
 // Runs in: all personalities.
 // Owns: nothing; pure values and codecs.
-// Uses: nothing.
+// Uses: codec.
 
 package main
 
@@ -10,7 +10,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -50,6 +49,12 @@ type pidRef struct {
 	Ino   uint64 `json:"ino,omitempty"`   // inode of its pidfd, unique per boot since Linux 6.9; 0 = unknown
 }
 
+func (p *pidRef) fields(c *codec) {
+	numberField(c, "pid", ifSet, &p.PID)
+	numberField(c, "start", ifSet, &p.Start)
+	numberField(c, "ino", ifSet, &p.Ino)
+}
+
 func (p pidRef) zero() bool { return p.PID == 0 }
 
 // Ways in which a process ended, as systemd's EXIT_CODE has them, and ours.
@@ -66,12 +71,24 @@ type exitStatus struct {
 	Status int    `json:"status,omitempty"` // exit code, or signal number
 }
 
+func (x *exitStatus) fields(c *codec) {
+	textField(c, "how", ifSet, &x.How)
+	numberField(c, "status", ifSet, &x.Status)
+}
+
 // jobRecord is the job that a shim works on, or the last one that it finished.
 type jobRecord struct {
 	ID      string `json:"id,omitempty"`
 	Verb    string `json:"verb,omitempty"`    // start, stop, restart, reload
 	Outcome string `json:"outcome,omitempty"` // "" while it runs; then done, failed, canceled or dependency
 	Text    string `json:"text,omitempty"`    // why it failed, or what is worth knowing
+}
+
+func (j *jobRecord) fields(c *codec) {
+	textField(c, "id", ifSet, &j.ID)
+	textField(c, "verb", ifSet, &j.Verb)
+	textField(c, "outcome", ifSet, &j.Outcome)
+	textField(c, "text", ifSet, &j.Text)
 }
 
 // wantRecord is run/NAME/want: the wish for one service, written by the daemon before anything is done.
@@ -83,6 +100,16 @@ type wantRecord struct {
 	Verb    string `json:"verb"`
 	Then    string `json:"then,omitempty"` // start: this stop is the first stage of a restart that others stand between
 	By      string `json:"by"`             // user, dependency, enabled, kill
+}
+
+func (w *wantRecord) fields(c *codec) {
+	numberField(c, "v", always, &w.Version)
+	textField(c, "boot", always, &w.Boot)
+	flagField(c, "up", always, &w.Up)
+	textField(c, "job", always, &w.Job)
+	textField(c, "verb", always, &w.Verb)
+	textField(c, "then", ifSet, &w.Then)
+	textField(c, "by", always, &w.By)
 }
 
 // runRecord is run/NAME/state and the body of the shim's state frames: all that a successor must know.
@@ -115,6 +142,35 @@ type runRecord struct {
 	ShimPID    int        `json:"shim,omitempty"`     // who wrote this
 }
 
+func (r *runRecord) fields(c *codec) {
+	numberField(c, "v", always, &r.Version)
+	textField(c, "boot", always, &r.Boot)
+	numberField(c, "pidns", ifSet, &r.PIDNS)
+	textField(c, "sub", always, &r.Sub)
+	textField(c, "result", ifSet, &r.Result)
+	textField(c, "reason", ifSet, &r.Reason)
+	numberField(c, "since", ifSet, &r.Since)
+	numberField(c, "started", ifSet, &r.Started)
+	numberField(c, "began", ifSet, &r.RunBegan)
+	textField(c, "inv", ifSet, &r.Invocation)
+	recordField(c, "main", ifSet, &r.Main)
+	recordField(c, "control", ifSet, &r.Control)
+	textField(c, "spawning", ifSet, &r.Spawning)
+	numberField(c, "step", ifSet, &r.Step)
+	recordField(c, "exit", ifSet, &r.Exit)
+	numberField(c, "deadline", ifSet, &r.Deadline)
+	recordField(c, "job", ifSet, &r.Job)
+	numberField(c, "restarts", ifSet, &r.Restarts)
+	numberField(c, "short", ifSet, &r.ShortRuns)
+	numbersField(c, "starts", ifSet, &r.Starts)
+	textField(c, "text", ifSet, &r.StatusText)
+	textField(c, "cgroup", ifSet, &r.Cgroup)
+	recordsField(c, "orphans", ifSet, &r.Orphans)
+	numbersField(c, "left", ifSet, &r.Left)
+	flagField(c, "killed", ifSet, &r.Killed)
+	numberField(c, "shim", ifSet, &r.ShimPID)
+}
+
 // daemonRecord is daemon.json.
 type daemonRecord struct {
 	Version  int      `json:"v"`
@@ -127,6 +183,19 @@ type daemonRecord struct {
 	Build    string   `json:"build"`
 	Started  boottime `json:"started"`            // 0 while it is being started
 	Attempts int      `json:"attempts,omitempty"` // starts by shims since a daemon last lived 10 s
+}
+
+func (d *daemonRecord) fields(c *codec) {
+	numberField(c, "v", always, &d.Version)
+	textField(c, "boot", always, &d.Boot)
+	numberField(c, "pidns", ifSet, &d.PIDNS)
+	textField(c, "wanted", always, &d.Wanted)
+	textField(c, "mode", always, &d.Mode)
+	recordField(c, "daemon", ifSet, &d.Daemon)
+	textField(c, "binary", always, &d.Binary)
+	textField(c, "build", always, &d.Build)
+	numberField(c, "started", always, &d.Started)
+	numberField(c, "attempts", ifSet, &d.Attempts)
 }
 
 const (
@@ -155,35 +224,46 @@ var (
 	errNeverWritten = errors.New("record was never written") // its slots were allocated, and that is all
 )
 
-// encodeSlot returns one slot with the JSON of v under sequence number seq.
-func encodeSlot(seq uint64, v any) ([]byte, error) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		return nil, fmt.Errorf("cannot encode record: %v", err)
-	}
+// encodeSlot fills one slot with the JSON text of a record under sequence number seq.
+func encodeSlot(slot []byte, seq uint64, body []byte) error {
 	if len(body) > slotBytes-slotHeader {
-		return nil, fmt.Errorf("cannot encode record: %d bytes do not fit a slot", len(body))
+		return fmt.Errorf("cannot encode record: %d bytes do not fit a slot", len(body))
 	}
-	slot := make([]byte, slotBytes)
 	copy(slot, slotMagic)
 	binary.LittleEndian.PutUint64(slot[4:], seq)
 	binary.LittleEndian.PutUint32(slot[12:], uint32(len(body)))
-	copy(slot[slotHeader:], body)
+	clear(slot[slotHeader+copy(slot[slotHeader:], body):])
 	binary.LittleEndian.PutUint32(slot[16:], slotSum(slot, len(body)))
-	return slot, nil
+	return nil
 }
 
-// slotSum covers the header (less the sum itself) and the body.
+// slotSum is the CRC-32 of the header (less the sum itself) and the body. It is computed byte by byte: the functions of hash/crc32 would
+// first make a table of 8 KiB, in each shim.
 func slotSum(slot []byte, n int) uint32 {
-	sum := crc32.ChecksumIEEE(slot[:16])
-	return crc32.Update(sum, crc32.IEEETable, slot[slotHeader:slotHeader+n])
+	sum := ^uint32(0)
+	for _, part := range [...][]byte{slot[:16], slot[slotHeader : slotHeader+n]} {
+		for _, b := range part {
+			sum = crc32.IEEETable[byte(sum)^b] ^ sum>>8
+		}
+	}
+	return ^sum
 }
 
-// decodeSlots reads the newer readable slot of a record file into v and returns its sequence number.
+// decodeSlots reads the newer readable slot of a record file into r and returns its sequence number.
 // errNoRecord when neither is readable, errNeverWritten when both are blank.
-func decodeSlots(file []byte, v any) (uint64, error) {
-	var best []byte
-	var seq uint64
+func decodeSlots(file []byte, r record) (uint64, error) {
+	body, seq, err := newestSlot(file)
+	if err != nil {
+		return 0, err
+	}
+	if err := decode(body, r); err != nil {
+		return 0, fmt.Errorf("%w: %v", errNoRecord, err)
+	}
+	return seq, nil
+}
+
+// newestSlot returns the JSON text and the sequence number of the newer readable slot.
+func newestSlot(file []byte) (best []byte, seq uint64, err error) {
 	for off := 0; off+slotBytes <= len(file); off += slotBytes {
 		slot := file[off : off+slotBytes]
 		if body, n, ok := slotBody(slot); ok && (best == nil || n > seq) {
@@ -191,15 +271,12 @@ func decodeSlots(file []byte, v any) (uint64, error) {
 		}
 	}
 	if best == nil && len(file) == 2*slotBytes && len(bytes.Trim(file, "\x00")) == 0 {
-		return 0, errNeverWritten
+		return nil, 0, errNeverWritten
 	}
 	if best == nil {
-		return 0, errNoRecord
+		return nil, 0, errNoRecord
 	}
-	if err := json.Unmarshal(best, v); err != nil {
-		return 0, fmt.Errorf("%w: %v", errNoRecord, err)
-	}
-	return seq, nil
+	return best, seq, nil
 }
 
 func slotBody(slot []byte) (body []byte, seq uint64, ok bool) {
@@ -397,10 +474,27 @@ type shimFrame struct {
 	Error string     `json:"error,omitempty"`
 }
 
+func (f *shimFrame) fields(c *codec) {
+	textField(c, "op", always, &f.Op)
+	numberField(c, "proto", ifSet, &f.Proto)
+	textField(c, "build", ifSet, &f.Build)
+	textField(c, "role", ifSet, &f.Role)
+	pointerField(c, "state", ifSet, &f.State)
+	textsField(c, "names", ifSet, &f.Names)
+	pointerField(c, "exit", ifSet, &f.Exit)
+	recordsField(c, "refs", ifSet, &f.Refs)
+	textField(c, "error", ifSet, &f.Error)
+}
+
 // exitNote hands on the exit status of a process that the sender reaped.
 type exitNote struct {
 	Ref  pidRef     `json:"ref"`
 	Exit exitStatus `json:"exit"`
+}
+
+func (n *exitNote) fields(c *codec) {
+	recordField(c, "ref", always, &n.Ref)
+	recordField(c, "exit", always, &n.Exit)
 }
 
 // Labels of held descriptors.

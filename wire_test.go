@@ -1,23 +1,30 @@
 // Role: tests of wire.go: what is torn, flipped or new is never taken for something else.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: wire.
+// Uses: codec, wire.
 
 package main
 
 import (
 	"bytes"
-	"encoding/json"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 )
 
+// newSlot fills a slot that was used before.
+func newSlot(seq uint64, body []byte) ([]byte, error) {
+	b := bytes.Repeat([]byte("x"), slotBytes)
+	return b, encodeSlot(b, seq, body)
+}
+
 func slotOf(t *testing.T, seq uint64, w wantRecord) []byte {
 	t.Helper()
-	b, err := encodeSlot(seq, w)
+	b, err := newSlot(seq, encode(nil, &w))
 	if err != nil || len(b) != slotBytes {
 		t.Fatalf("%d bytes, %v", len(b), err)
 	}
@@ -91,7 +98,7 @@ func TestSlotsFlipped(t *testing.T) {
 			lost++
 		}
 	}
-	body, _ := json.Marshal(wantNew)
+	body := encode(nil, &wantNew)
 	if lost != 8*(slotHeader+len(body)) {
 		t.Errorf("%d flipped bits are noticed, want those of header and body", lost)
 	}
@@ -119,8 +126,21 @@ func TestSlotsWithoutRecord(t *testing.T) {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
 	}
-	if _, err := encodeSlot(1, strings.Repeat("x", slotBytes)); err == nil {
+	if _, err := newSlot(1, make([]byte, slotBytes-slotHeader+1)); err == nil {
 		t.Error("a record that does not fit a slot is written")
+	}
+}
+
+// TestSlotLayout: the layout is that of all versions of this protocol.
+func TestSlotLayout(t *testing.T) {
+	slot, err := newSlot(7, []byte(`{"v":1}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := crc32.ChecksumIEEE([]byte("DKS\x01\x07\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00" + `{"v":1}`))
+	want := "DKS\x01\x07\x00\x00\x00\x00\x00\x00\x00\x07\x00\x00\x00" + string(binary.LittleEndian.AppendUint32(nil, sum)) + `{"v":1}`
+	if string(slot) != want+strings.Repeat("\x00", slotBytes-len(want)) {
+		t.Errorf("got %q", slot[:64])
 	}
 }
 
@@ -128,7 +148,7 @@ func TestSlotsWithoutRecord(t *testing.T) {
 func TestRecordsOfOtherVersions(t *testing.T) {
 	const future = `{"v":9,"boot":"b","hue":"blue","list":[1,{"x":2}],"up":true,"job":"5","verb":"start","by":"user"}`
 	var w wantRecord
-	slot, err := encodeSlot(4, json.RawMessage(future))
+	slot, err := newSlot(4, []byte(future))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,17 +156,17 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 		t.Errorf("%+v, %v", w, err)
 	}
 	var r runRecord
-	if err := json.Unmarshal([]byte(`{"v":2,"sub":"running","main":{"pid":7,"start":8,"tint":9},"job":{"id":"a","mood":1},"new":{}}`), &r); err != nil ||
+	if err := decode([]byte(`{"v":2,"sub":"running","main":{"pid":7,"start":8,"tint":9},"job":{"id":"a","mood":1},"new":{}}`), &r); err != nil ||
 		r.Sub != running || r.Main != (pidRef{PID: 7, Start: 8}) || r.Job.ID != "a" {
 		t.Errorf("%+v, %v", r, err)
 	}
 	var d daemonRecord
-	if err := json.Unmarshal([]byte(`{"v":3,"wanted":"running","mode":"auto","daemon":{"pid":2},"extra":null}`), &d); err != nil ||
+	if err := decode([]byte(`{"v":3,"wanted":"running","mode":"auto","daemon":{"pid":2},"extra":null}`), &d); err != nil ||
 		d.Wanted != wantedRunning || d.Daemon.PID != 2 || d.Started != 0 {
 		t.Errorf("%+v, %v", d, err)
 	}
 	var f shimFrame
-	if err := json.Unmarshal([]byte(`{"op":"dance","steps":[1,2]}`), &f); err != nil || f.Op != "dance" {
+	if err := decode([]byte(`{"op":"dance","steps":[1,2]}`), &f); err != nil || f.Op != "dance" {
 		t.Errorf("%+v, %v", f, err)
 	}
 }
@@ -163,7 +183,7 @@ func TestRunRecordKeepsEverything(t *testing.T) {
 			t.Errorf("the test does not set %s", v.Type().Field(i).Name)
 		}
 	}
-	slot, err := encodeSlot(1, r)
+	slot, err := newSlot(1, encode(nil, &r))
 	if err != nil {
 		t.Fatal(err)
 	}
