@@ -55,7 +55,8 @@ type manager struct {
 	stale      bool // the graph does not show the catalogue
 	shims      map[int]*supervised
 	helpers    map[int]bool
-	pending    []*supervised // shims to start at the end of this round
+	bereaved   map[*supervised]bool // their shims died in this round
+	pending    []*supervised        // shims to start at the end of this round
 	clients    map[*session]bool
 	serviceDir string
 	killer     *asker // `kill` is under way
@@ -220,7 +221,7 @@ func newManager(h home, mode string) (*manager, error) {
 // managerWithLock makes the manager for who holds the home's lock.
 func managerWithLock(h home, mode string) (*manager, error) {
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
-		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{},
+		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{}, bereaved: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
 	m.boot, m.pidns = bootIdentity()
 	m.jobs = newJobs(m.isUp, m.isDown)
@@ -349,6 +350,9 @@ func kernelAtLeast(major, minor int) bool {
 func (m *manager) loop() {
 	for !m.ending {
 		m.handle(<-m.inbox)
+		for len(m.inbox) > 0 && !m.ending { // what came together is settled together
+			m.handle(<-m.inbox)
+		}
 		m.settle()
 	}
 }
@@ -365,6 +369,7 @@ func (m *manager) settle() {
 			break
 		}
 	}
+	m.collectOrphans()
 	m.startShims()
 	m.unpark()
 	m.checkKill()
@@ -931,7 +936,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 			return // it lives, and had dropped us
 		}
 	}
-	m.collectOrphans(e)
+	m.bereaved[e] = true
 	if e.endsInHaste(met) {
 		e.pause = shimFirst
 		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
@@ -1021,24 +1026,36 @@ func (m *manager) reachLater(e *supervised) {
 	time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
 }
 
-// collectOrphans finds our new children, which a dead shim has left: we are its subreaper. Those that another service claims by its scope
-// or its record are its own.
-func (m *manager) collectOrphans(e *supervised) {
+// collectOrphans finds our new children, which dead shims have left: we are their subreaper. One walk serves all shims that died in this
+// round. A process belongs to the service that its scope or its session names.
+func (m *manager) collectOrphans() {
+	if len(m.bereaved) == 0 {
+		return
+	}
+	byMain := map[int]*supervised{}
+	for e := range m.bereaved {
+		byMain[e.record.Main.PID] = e
+	}
+	delete(byMain, 0)
+	t := tree{home: m.home}
 	pids, _ := children(os.Getpid())
-	t := tree{home: m.home, name: e.name}
-	mark := []byte(m.home.scopeID(e.name))
 	for _, pid := range pids {
-		if m.shims[pid] != nil {
+		if m.shims[pid] != nil || byMain[pid] != nil {
 			continue
 		}
 		st, err := readStat(pid)
-		if err != nil || t.isOurs(pid, st.comm) || pid == e.record.Main.PID || pid == e.record.Control.PID {
+		if err != nil || t.isOurs(pid, st.comm) {
 			continue
 		}
-		if inScope(pid, mark) || st.session == e.record.Main.PID && st.session != 0 {
+		e := m.services[m.home.serviceOf(scopeOf(pid))]
+		if e == nil {
+			e = byMain[st.session]
+		}
+		if e != nil && m.bereaved[e] && pid != e.record.Control.PID {
 			e.gone = append(e.gone, refOf(pid))
 		}
 	}
+	clear(m.bereaved)
 }
 
 // reap takes the exit status of every child that has ended: helpers, shims, and orphans of dead shims, whose status their new shim wants.

@@ -70,8 +70,8 @@ func parseStat(b []byte) (s procStat, err error) {
 	s.pid, _ = strconv.Atoi(string(bytes.TrimSpace(b[:open])))
 	s.comm = string(b[open+1 : end])
 	f := strings.Fields(string(b[end+2:])) // f[0] is field 3
-	if len(f) < 22 {
-		return s, errors.New("cannot read process status: too few fields")
+	if len(f) < 22 || len(f[0]) != 1 || f[0][0] < 'A' || f[0][0] > 'z' {
+		return s, errors.New("cannot read process status: fields are missing")
 	}
 	num := func(field int) int64 {
 		if field-3 >= len(f) {

@@ -115,7 +115,7 @@ func (t tree) closure() []int {
 			in[m.PID] = true
 		}
 	}
-	mark := []byte(t.home.scopeID(t.name))
+	mark := t.home.scopeID(t.name)
 	for grown := true; grown; {
 		grown = false
 		for _, p := range all {
@@ -139,21 +139,27 @@ func (t tree) closure() []int {
 }
 
 // inScope tells whether the environment of a process names the service's id.
-func inScope(pid int, id []byte) bool {
-	env, err := readSmall("/proc/" + strconv.Itoa(pid) + "/environ")
-	if err != nil {
-		return false
-	}
-	for assignment := range bytes.SplitSeq(env, []byte{0}) {
-		if scope, ok := bytes.CutPrefix(assignment, []byte(scopeVariable+"=")); ok {
-			for part := range bytes.SplitSeq(scope, []byte{':'}) {
-				if bytes.Equal(part, id) {
-					return true
-				}
-			}
+func inScope(pid int, id string) bool {
+	for part := range strings.SplitSeq(scopeOf(pid), ":") {
+		if part == id {
+			return true
 		}
 	}
 	return false
+}
+
+// scopeOf reads DIAKONOS_SCOPE from the environment that a process was started with. "" = none, or not ours to read.
+func scopeOf(pid int) string {
+	env, err := readSmall("/proc/" + strconv.Itoa(pid) + "/environ")
+	if err != nil {
+		return ""
+	}
+	for assignment := range bytes.SplitSeq(env, []byte{0}) {
+		if scope, ok := bytes.CutPrefix(assignment, []byte(scopeVariable+"=")); ok {
+			return string(scope)
+		}
+	}
+	return ""
 }
 
 // processes lists what /proc shows, in one pass.
