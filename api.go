@@ -20,16 +20,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// clientQueue is how many answers may wait for a client that does not read; then it is dropped, never waited for.
-const clientQueue = 256
+// clientBacklog is how much may wait for a client that does not read (bytes); then it is dropped, never waited for.
+const clientBacklog = 8 << 20
 
 // acceptPause is the wait after a connection that could not be accepted.
 const acceptPause = 100 * time.Millisecond
 
-// session is one connection of a client. The loop writes into out; a goroutine carries it to the peer.
+// session is one connection of a client. The loop gives what is to be written to a goroutine, which asks for more when it is through.
 type session struct {
 	conn    *conn
-	out     chan []byte
+	backlog []byte        // owned by loop: not given to the writer yet
+	out     chan []byte   // to the writer; one place
 	written chan struct{} // closed after the last answer was written, or could not be
 }
 
@@ -88,7 +89,7 @@ func (m *manager) turnAway(l *os.File) error {
 
 // serve reads requests from one client and writes to it, in two goroutines that own nothing else.
 func (m *manager) serve(f *os.File) {
-	c := &session{newConn(f), make(chan []byte, clientQueue), make(chan struct{})}
+	c := &session{conn: newConn(f), out: make(chan []byte, 1), written: make(chan struct{})}
 	m.inbox <- msgClient{c}
 	go func() {
 		for b := range c.out {
@@ -96,7 +97,9 @@ func (m *manager) serve(f *os.File) {
 				_ = f.SetDeadline(time.Unix(1, 0)) // the reader ends
 				for range c.out {
 				}
+				break
 			}
+			m.inbox <- msgClientReads{c}
 		}
 		f.Close()
 		close(c.written)
@@ -119,20 +122,30 @@ func (m *manager) send(c *session, replies ...reply) {
 	if !m.clients[c] {
 		return
 	}
-	var b []byte
 	for _, r := range replies {
 		line, err := json.Marshal(r)
 		if err != nil {
 			m.say("internal error: cannot encode an answer: %v", err)
 			continue
 		}
-		b = append(append(b, line...), '\n')
+		c.backlog = append(append(c.backlog, line...), '\n')
 	}
-	select {
-	case c.out <- b:
-	default:
+	c.give()
+	if len(c.backlog) > clientBacklog {
 		_ = c.conn.f.SetDeadline(time.Unix(1, 0)) // its writer must not wait for ever either
 		m.dropClient(c)
+	}
+}
+
+// give hands the backlog to the writer, if that has nothing waiting.
+func (c *session) give() {
+	if len(c.backlog) == 0 {
+		return
+	}
+	select {
+	case c.out <- c.backlog:
+		c.backlog = nil
+	default:
 	}
 }
 
@@ -319,8 +332,12 @@ func (m *manager) answerDaemonStatus(c *session) {
 
 // answerDemand installs what start, stop, restart and reload ask for; the answer ends when all jobs have.
 func (m *manager) answerDemand(c *session, r request) {
-	if m.killer != nil {
+	if m.killer != nil && m.clients[m.killer.c] {
 		m.done(c, exitFailed, "`diakonos kill` is under way")
+		return
+	}
+	if m.killer != nil {
+		m.killer.c = c // who asked first is gone
 		return
 	}
 	a := &asker{c: c, verb: r.Verb}
@@ -506,8 +523,17 @@ func (m *manager) checkKill() {
 // flush waits for one client to get its last answer, within reason.
 func (m *manager) flush(c *session) {
 	_ = c.conn.f.SetWriteDeadline(time.Now().Add(time.Second))
+	if m.clients[c] && len(c.backlog) > 0 {
+		select {
+		case c.out <- c.backlog:
+		case <-time.After(time.Second):
+		}
+	}
 	m.dropClient(c)
-	<-c.written
+	select {
+	case <-c.written:
+	case <-time.After(time.Second): // its writer may wait for us
+	}
 }
 
 // ---- enable, disable, reset-failed, forget

@@ -115,8 +115,9 @@ type (
 		c *session
 		r request
 	}
-	msgClientGone struct{ c *session }
-	msgShim       struct {
+	msgClientGone  struct{ c *session }
+	msgClientReads struct{ c *session } // its writer is through
+	msgShim        struct {
 		e    *supervised
 		link *conn
 		f    shimFrame
@@ -394,6 +395,10 @@ func (m *manager) handle(msg any) {
 		m.clients[msg.c] = true
 	case msgRequest:
 		m.onRequest(msg.c, msg.r)
+	case msgClientReads:
+		if m.clients[msg.c] {
+			msg.c.give()
+		}
 	case msgClientGone:
 		m.dropClient(msg.c)
 	}
