@@ -7,7 +7,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -87,17 +86,7 @@ func checkMistakes(t *testing.T, err error, text []byte) {
 }
 
 func checkJSON(t *testing.T, u *unit) {
-	text, err := json.Marshal(u)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var back unit
-	if err := json.Unmarshal(text, &back); err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(u, &back) {
-		t.Errorf("JSON changes the unit\nfrom %+v\nto   %+v", u, &back)
-	}
+	checkTravels(t, u)
 }
 
 func checkShownCommands(t *testing.T, u *unit) {
