@@ -136,17 +136,15 @@ func memoryDirectory() string {
 	return ""
 }
 
-// makeRunRoot makes run/; for root on a machine with a tmpfs, a link to a directory there.
+// makeRunRoot makes run/; for root on a machine with a tmpfs, a link to a directory there. Of many at once one makes the link, and all use that.
 func (h home) makeRunRoot() error {
-	target, err := os.Readlink(h.runRoot())
-	if base := memoryDirectory(); err != nil && base != "" {
-		target = base + "/diakonos/" + invocationText(randomBytes())[:16] // never that of a home that was deleted
-		if err := os.Symlink(target, h.runRoot()); err != nil {
-			target = "" // there is a directory already, or no link can be made: a plain directory does
-		}
+	if base := memoryDirectory(); base != "" {
+		fresh := base + "/diakonos/" + invocationText(randomBytes())[:16] // never that of a home that was deleted
+		_ = os.Symlink(fresh, h.runRoot())                                // refused when run/ is there, as a link or a directory: it is used as it is
 	}
-	if target == "" {
-		target = h.runRoot()
+	target, err := os.Readlink(h.runRoot())
+	if err != nil {
+		target = h.runRoot() // a plain directory does
 	}
 	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
 		return fmt.Errorf("cannot make run directory: %w", err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -280,6 +281,25 @@ func TestRunRootIsOurs(t *testing.T) {
 		}
 		if err := h.makeRunRoot(); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+}
+
+// TestRunRootMadeAtOnce: many that make one home at once all succeed, and all use the same run/.
+func TestRunRootMadeAtOnce(t *testing.T) {
+	for range 50 {
+		h := home{t.TempDir() + "/h"}
+		var together sync.WaitGroup
+		for range 8 {
+			together.Go(func() {
+				if err := h.make(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		together.Wait()
+		if target, err := os.Readlink(h.runRoot()); err == nil {
+			_ = os.RemoveAll(target)
 		}
 	}
 }
