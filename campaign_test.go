@@ -166,19 +166,28 @@ func (c *campaign) keep() {
 		return
 	}
 	os.WriteFile(filepath.Join(dir, "journal"), []byte(strings.Join(c.journal, "\n")+"\n"), 0o644)
-	filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
-			return nil // what cannot be read is not kept
+	run, _ := filepath.EvalSymlinks(filepath.Join(c.home, "run"))
+	for from, to := range map[string]string{c.dir: dir, run: filepath.Join(dir, "run")} {
+		if err := keepFiles(from, to); err != nil {
+			c.t.Error(err)
 		}
-		text, _ := os.ReadFile(path)
-		rel, _ := filepath.Rel(c.dir, path)
-		to := filepath.Join(dir, rel)
-		os.MkdirAll(filepath.Dir(to), 0o755)
-		return os.WriteFile(to, text, 0o644)
-	})
+	}
 	log, _ := os.ReadFile(filepath.Join(c.home, "daemon.log"))
 	c.t.Logf("seed %d; kept in %s\n%s\ndaemon.log:\n%s", c.seed, dir,
 		strings.Join(c.journal[max(0, len(c.journal)-journalTail):], "\n"), tail(log, 3000))
+}
+
+// keepFiles copies regular files; what cannot be read is not kept.
+func keepFiles(from, to string) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil
+		}
+		text, _ := os.ReadFile(path)
+		rel, _ := filepath.Rel(from, path)
+		os.MkdirAll(filepath.Dir(filepath.Join(to, rel)), 0o755)
+		return os.WriteFile(filepath.Join(to, rel), text, 0o644)
+	})
 }
 
 func (c *campaign) summary() string {
@@ -291,6 +300,8 @@ func (c *campaign) granted(a asked) {
 	c.again += len(r.tries)
 	for _, text := range r.tries {
 		c.note("%s %s failed: %s", a.verb, a.s.name, text)
+		first, _, _ := strings.Cut(text, "\n")
+		c.t.Logf("after %d kills: %s %s has to be given again: %s", c.strikes, a.verb, a.s.name, first)
 	}
 	if r.err != nil || r.hangs {
 		c.fault("%s %s fails or hangs: %s\n%s", a.verb, a.s.name, strings.Join(r.tries, "\n"), c.facts(a.s))
@@ -471,7 +482,7 @@ func (c *campaign) awaitShims(k struck) {
 				continue
 			}
 			if text := c.unsupervised(s, list[s.name], shimsOf(all, c.home, s.name)); text != "" {
-				return s.name + " " + text
+				return s.name + " " + text + "\n" + c.facts(s)
 			}
 		}
 		return ""
@@ -727,7 +738,7 @@ func (c *campaign) finish() {
 		starts := strings.Count(c.instances(s), "\n")
 		c.await(s.name, func() string {
 			if strings.Count(c.instances(s), "\n") == starts {
-				return "shall run, and is not started again"
+				return "shall run, and is not started again\n" + c.facts(s)
 			}
 			return ""
 		})

@@ -937,8 +937,12 @@ func (m *manager) onShimGone(msg msgShimGone) {
 		return
 	}
 	if lockIsTaken(m.home.runDir(e.name)) {
-		if m.connectShim(e) {
-			return // it lives, and had dropped us
+		switch {
+		case m.connectShim(e): // it lives, and had dropped us; or an earlier daemon had started one too
+			return
+		case !met: // that other one is about to bind its socket
+			m.reachLater(e)
+			return
 		}
 	}
 	m.bereaved[e] = true

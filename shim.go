@@ -20,15 +20,16 @@ import (
 )
 
 const (
-	linkFD      = 3                // the shim's end of the socket pair with the daemon that started it
-	shimThreads = 1                // beside those that the runtime has at once: 6 in all
-	shimGC      = 20               // percent: with the default the heap would grow to 4 MiB before the first collection
-	lockLimit   = 2 * time.Second  // for a predecessor to be gone
-	statusLimit = time.Second      // for the exit status of an adopted process to come from who reaped it
-	busyLimit   = 5 * time.Second  // for leftovers to die of SIGKILL before a start is given up
-	healForgets = 10 * time.Second // a daemon that lived this long was a good one
-	maxLeft     = 32               // PIDs named in a record
-	notifyBatch = 64               // messages that are read before anything else is done
+	linkFD      = 3                      // the shim's end of the socket pair with the daemon that started it
+	shimThreads = 1                      // beside those that the runtime has at once: 6 in all
+	shimGC      = 20                     // percent: with the default the heap would grow to 4 MiB before the first collection
+	lockLimit   = 100 * time.Millisecond // for a predecessor to be gone; then the daemon looks again who has the lock
+	helloLimit  = 2 * time.Second        // for the daemon's hello, which was written before we were started
+	statusLimit = time.Second            // for the exit status of an adopted process to come from who reaped it
+	busyLimit   = 5 * time.Second        // for leftovers to die of SIGKILL before a start is given up
+	healForgets = 10 * time.Second       // a daemon that lived this long was a good one
+	maxLeft     = 32                     // PIDs named in a record
+	notifyBatch = 64                     // messages that are read before anything else is done
 )
 
 // shim is one supervisor. Everything below "loop" is touched by its owner goroutine alone.
@@ -68,6 +69,7 @@ type shim struct {
 	spawns   uint64   // numbers the stages
 	pidWatch *os.File // inotify on the directory of PIDFile
 	leaving  bool     // nobody is to wait for leftovers
+	attaches bool     // stages enter the cgroup by themselves: they cannot be born in it
 	quitting bool
 }
 
@@ -275,7 +277,7 @@ func (s *shim) meetDaemon() handover {
 		return got
 	}
 	c := newConn(os.NewFile(linkFD, "daemon"))
-	_ = c.f.SetReadDeadline(time.Now().Add(lockLimit))
+	_ = c.f.SetReadDeadline(time.Now().Add(helloLimit))
 	for {
 		var f shimFrame
 		if err := c.readFrame(&f); err != nil {

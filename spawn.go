@@ -269,15 +269,20 @@ func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error)
 	if r == roleMain {
 		l.files = append(l.files, uintptr(f.pidFile))
 	}
-	if dir := s.makeCgroup(); dir >= 0 {
+	dir := s.makeCgroup()
+	if dir >= 0 && !s.attaches {
 		l.cgroup = dir
 		f.pid, f.pidfd, err = l.start()
 		unix.Close(dir)
 		if err == nil {
 			return nil
 		}
-		l.cgroup = -1
-		order.Cgroup = s.svc.Cgroup + "/cgroup.procs" // no CLONE_INTO_CGROUP here (before Linux 5.7, or seccomp)
+		l.cgroup, s.attaches = -1, true
+	} else {
+		closeFD(&dir)
+	}
+	if s.svc.Cgroup != "" {
+		order.Cgroup = s.svc.Cgroup + "/cgroup.procs"
 	}
 	f.pid, f.pidfd, err = l.start()
 	return err
@@ -374,14 +379,25 @@ func (s *shim) onReport(m msgReport) {
 	}
 	pid := p.ref.PID
 	s.forget(m.role)
-	text := ""
-	if failure.Stage == "" {
-		text = "the process died while it was set up"
+	var end unix.WaitStatus
+	_, _ = unix.Wait4(pid, &end, 0, nil) // it has closed its report, so it is about to be gone
+	switch {
+	case failure.Stage != "":
+		s.feed(evSpawnFailed{m.role, failure, ""})
+	case s.diedOfCgroup(m.role, end):
+		s.attaches = true
+		s.feed(evAdopted{nothingRan: true})
+	default:
+		s.feed(evSpawnFailed{m.role, failure, "the process died while it was set up"})
 	}
-	_, _ = unix.Wait4(pid, nil, 0, nil) // it has closed its report, so it is about to be gone
-	s.feed(evSpawnFailed{m.role, failure, text})
 	s.payOwed()
 	s.reap()
+}
+
+// diedOfCgroup: a process that is born into a cgroup which was ended by cgroup.kill before is killed at once, since Linux 6.14 compares how
+// often that happened to the cgroups of parent and child (kernel/cgroup/cgroup.c, cgroup_post_fork). One that enters it by itself is not.
+func (s *shim) diedOfCgroup(r role, end unix.WaitStatus) bool {
+	return s.svc.Cgroup != "" && !s.attaches && s.svc.Spawning == r && end.Signaled() && end.Signal() == syscall.SIGKILL
 }
 
 // payOwed sends the signal that has waited for this report.
