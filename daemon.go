@@ -462,8 +462,7 @@ func (m *manager) isUp(name string) bool {
 	if e == nil {
 		return false
 	}
-	a := activeOf(e.record.Sub)
-	return a == active || a == reloading
+	return isUp(e.record.Sub)
 }
 
 func (m *manager) isDown(name string) bool {
@@ -896,8 +895,7 @@ func (m *manager) onState(e *supervised, rec runRecord) {
 	if c := e.order; c != nil && rec.Job.ID == c.id && rec.Job.Outcome != "" {
 		m.finish(e, resultOfOutcome(rec.Job.Outcome), rec.Job.Text)
 	}
-	wasUp := activeOf(old) == active || activeOf(old) == reloading
-	if wasUp && activeOf(rec.Sub) != active && activeOf(rec.Sub) != reloading {
+	if isUp(old) && !isUp(rec.Sub) {
 		m.wentDown(e)
 	}
 }

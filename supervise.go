@@ -70,6 +70,12 @@ func activeOf(sub subState) activeState {
 	return inactive
 }
 
+// isUp: what requires the unit may run.
+func isUp(sub subState) bool {
+	a := activeOf(sub)
+	return a == active || a == reloading
+}
+
 // Results, as systemd's service result strings, and `lost`.
 const (
 	resultSuccess       = "success"
@@ -318,7 +324,8 @@ func (s *service) do(e effect) { s.effects = append(s.effects, e) }
 
 // setState is the only place that writes Sub.
 func (s *service) setState(now instant, sub subState) {
-	if activeOf(sub) != activeOf(s.Sub) || s.Since == 0 {
+	reloads := isUp(sub) && isUp(s.Sub) // the unit has been active all the time
+	if activeOf(sub) != activeOf(s.Sub) && !reloads || s.Since == 0 {
 		s.Since = now.wall
 	}
 	s.Sub, s.Deadline, s.Step = sub, 0, 0

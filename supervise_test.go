@@ -777,6 +777,19 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestActiveSince: a reload does not make a service younger, as in systemd (ActiveEnterTimestamp); a restart does.
+func TestActiveSince(t *testing.T) {
+	d := drive(t, `ExecReload="r"`).act("start")
+	began := d.s.Since
+	d.now.wall++
+	if d.act("reload", "command exits 0"); d.s.Since != began {
+		t.Errorf("after a reload: since %d, want %d", d.s.Since, began)
+	}
+	if d.act("restart"); d.s.Since != d.now.wall {
+		t.Errorf("after a restart: since %d, want %d", d.s.Since, d.now.wall)
+	}
+}
+
 // TestReloadForgetsNoStop: a reload that comes too late must not take the stop's place, or Restart=always would start it again.
 func TestReloadForgetsNoStop(t *testing.T) {
 	d := drive(t, `Restart="always"`).act("start")
