@@ -275,8 +275,8 @@ func (m *manager) listen() (err error) {
 // announceSelf writes daemon.pid and daemon.json: from now on SIGHUP may come, and shims may heal us.
 func (m *manager) announceSelf() error {
 	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err := replaceFile(m.home.path+"/daemon.pid", pidFileText(os.Getpid())); err != nil {
-		return err
+	if err := rewriteFile(m.home.path+"/daemon.pid", pidFileText(os.Getpid())); err != nil {
+		m.say("%v", err) // a full disk must not keep the daemon away; only people read this file
 	}
 	m.previous, _ = m.home.readDaemon()
 	return m.writeSelf(wantedRunning, m.previous.Attempts)

@@ -1,4 +1,4 @@
-// Role: edges that a script cannot reach: many clients at once, clients that misbehave, a daemon without
+// Role: edges that a script cannot reach: many clients at once, clients that misbehave, a full disk, a daemon without
 // descriptors, a thousand units.
 // Runs in: go test.
 // Owns: each test's home and services.
@@ -198,6 +198,55 @@ func TestRubbish(t *testing.T) {
 	log, _ := os.ReadFile(filepath.Join(h.home, "daemon.log"))
 	if strings.Contains(string(log), "goroutine ") {
 		t.Errorf("daemon.log shows a panic:\n%s", tail(log, 4000))
+	}
+}
+
+// TestFullDisk: with the home on a full disk, run/ on it too or elsewhere, daemon and shims come back, and what runs can be stopped.
+func TestFullDisk(t *testing.T) {
+	for _, runThere := range []bool{false, true} {
+		t.Run(fmt.Sprintf("run=%t", runThere), func(t *testing.T) {
+			h := newTestHome(t)
+			if err := os.Mkdir(h.home, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			fill := smallDisk(t, h.home, 1024)
+			t.Cleanup(func() { h.diakonos("kill") }) // before the disk goes
+			if runThere {
+				if err := os.Mkdir(filepath.Join(h.home, "run"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.unit("web", "[service]\nExecStart = \"$SVC -lock inst.web\"\n")
+			h.unit("late", "[service]\nExecStart = \"$SVC\"\n")
+			h.diakonos("start", "web")
+			first := h.status("web")
+			fill()
+			for _, victims := range [][]string{{"@daemon"}, {"shim:web"}, {"@daemon", "shim:web"}} {
+				for _, who := range victims {
+					p, err := find(h.home, who)
+					if err != nil {
+						t.Fatal(err)
+					}
+					syscall.Kill(p.pid, syscall.SIGKILL)
+				}
+				var now map[string]any
+				if !eventually(testPatience, func() bool {
+					now = h.status("web")
+					return now["shim_pid"] != first["shim_pid"] && now["shim_pid"] != 0.0 || victims[0] == "@daemon" && len(victims) == 1
+				}) || now["main_pid"] != first["main_pid"] || now["supervised"] == false {
+					t.Errorf("after the death of %s: got %v, want main process %v and another shim than %v", victims, now, first["main_pid"], first["shim_pid"])
+				}
+				first["shim_pid"] = now["shim_pid"]
+			}
+			out, err := h.command("start", "late").CombinedOutput()
+			if failed := err != nil; failed != runThere || failed && !strings.Contains(string(out), "no space left on device") {
+				t.Errorf("start late: %v\n%s", err, out)
+			}
+			h.diakonos("stop", "web")
+			if st := h.status("web"); st["active_state"] != "inactive" {
+				t.Errorf("after stop: got %v", st)
+			}
+		})
 	}
 }
 

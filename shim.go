@@ -191,7 +191,7 @@ func newShim(name string) (*shim, error) {
 		return nil, fmt.Errorf("cannot become subreaper: %v", err)
 	}
 	var err error
-	if err = replaceFile("shim.pid", pidFileText(os.Getpid())); err != nil {
+	if err = rewriteFile("shim.pid", pidFileText(os.Getpid())); err != nil {
 		s.warn("%v", err) // a full disk must not keep a service unsupervised
 	}
 	if s.state, err = openRecord("state"); err != nil {

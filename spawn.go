@@ -590,7 +590,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 		s.watchProcess(&s.main, roleMain, ref, fd)
 	}
 	s.hold = append(s.hold, heldFD{heldMain, fd})
-	if err := replaceFile("main.pid", pidFileText(pid)); err != nil {
+	if err := rewriteFile("main.pid", pidFileText(pid)); err != nil {
 		s.warn("%v", err)
 	}
 	return ref

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -377,6 +378,29 @@ func replaceFile(path string, content []byte) error {
 	return nil
 }
 
+// rewriteFile is replaceFile for what must be written on a full disk too: where there is no room for a second file, the content goes over
+// that of the old one.
+func rewriteFile(path string, content []byte) error {
+	err := replaceFile(path, content)
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	fd, openErr := openRetry(path, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if openErr != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return err
+	}
+	blanks := bytes.Repeat([]byte{' '}, max(0, int(st.Size)-len(content))) // over the rest of the old content, should we be killed before the cut
+	if n, _ := unix.Pwrite(fd, append(slices.Clip(content), blanks...), 0); n < len(content) {
+		return err
+	}
+	return unix.Ftruncate(fd, int64(len(content)))
+}
+
 // syncFile makes a replaced file and its name durable: enabled/ must outlive a power cut.
 func syncFile(path string) error {
 	for _, p := range []string{path, filepath.Dir(path)} {
@@ -417,7 +441,9 @@ func (h home) readDaemon() (daemonRecord, error) {
 	return d, err
 }
 
-func (h home) writeDaemon(d daemonRecord) error { return writeJSON(h.daemonFile(), &d) }
+func (h home) writeDaemon(d daemonRecord) error {
+	return rewriteFile(h.daemonFile(), append(encode(nil, &d), '\n'))
+}
 
 // enabledUnits maps the names in enabled/ to their files.
 func (h home) enabledUnits() (map[string]string, error) {

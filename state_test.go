@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -90,18 +91,17 @@ func TestRecordOfABrokenSlot(t *testing.T) {
 	}
 }
 
-// smallDisk is a file system of 32 KiB; fill leaves it without a free byte.
-func smallDisk(t *testing.T) (dir string, fill func()) {
+// smallDisk mounts a file system of so many KiB at dir; fill leaves it without a free byte.
+func smallDisk(t *testing.T, dir string, size int) (fill func()) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		skip(t, "only root can mount a small file system")
 	}
-	dir = t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=32k"); err != nil {
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%dk", size)); err != nil {
 		skip(t, "a small file system cannot be mounted here: "+err.Error())
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	return dir, func() {
+	return func() {
 		t.Helper()
 		f, err := os.Create(dir + "/filler")
 		if err != nil {
@@ -117,7 +117,8 @@ func smallDisk(t *testing.T) (dir string, fill func()) {
 }
 
 func TestRecordsOnAFullDisk(t *testing.T) {
-	dir, fill := smallDisk(t)
+	dir := t.TempDir()
+	fill := smallDisk(t, dir, 32)
 	r, err := openRecord(dir + "/want")
 	if err != nil {
 		t.Fatal(err)
@@ -143,14 +144,26 @@ func TestRecordsOnAFullDisk(t *testing.T) {
 		t.Errorf("a file without room: %v", err)
 	}
 	checkFile(t, dir+"/json", "old")
-	if _, err := os.Lstat(dir + "/json.new"); err == nil {
-		t.Error("the temporary file stays")
+	for _, text := range []string{"newer", "n", "newest of all"} {
+		if err := rewriteFile(dir+"/json", []byte(text)); err != nil {
+			t.Errorf("a file that may be overwritten: %v", err)
+		}
+		checkFile(t, dir+"/json", text)
+	}
+	if err := rewriteFile(dir+"/none", []byte("new")); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a file that was not there: %v", err)
+	}
+	for _, name := range []string{"json", "none"} {
+		if _, err := os.Lstat(dir + "/" + name + ".new"); err == nil {
+			t.Errorf("the temporary file of %s stays", name)
+		}
 	}
 }
 
 // TestReplaceFileIsWhole: when only a part fits, the old content stays.
 func TestReplaceFileIsWhole(t *testing.T) {
-	dir, _ := smallDisk(t)
+	dir := t.TempDir()
+	smallDisk(t, dir, 32)
 	if err := replaceFile(dir+"/json", []byte("old")); err != nil {
 		t.Fatal(err)
 	}
