@@ -14,8 +14,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -359,37 +361,112 @@ func BenchmarkBinaryStart(b *testing.B) {
 	b.ReportMetric(float64(st.Size())/1e6, "MB")
 }
 
-// BenchmarkShimMemory starts ten services that do nothing; kB/shim is the private memory of a shim, its log writer included.
-func BenchmarkShimMemory(b *testing.B) {
-	const services = 10
-	binary := shippedBinary(b)
-	dir := filepath.Dir(binary)
-	command := func(args ...string) {
-		b.Helper()
-		cmd := exec.Command(binary, args...)
-		cmd.Dir, cmd.Env = dir, append(os.Environ(), "DIAKONOS_HOME="+filepath.Join(dir, "h"))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			b.Fatalf("diakonos %v: %v\n%s", args, err, out)
-		}
-	}
-	if err := os.Mkdir(filepath.Join(dir, "services"), 0o755); err != nil {
+// benchHome runs the shipped binary in a home of its own, with services s0, s1, … that do nothing.
+type benchHome struct {
+	b     *testing.B
+	dir   string
+	names []string
+}
+
+// newBenchHome makes n services; more is added to their [unit] section, with %d for the number of the one before.
+func newBenchHome(b *testing.B, n int, more string) *benchHome {
+	b.Helper()
+	h := &benchHome{b: b, dir: filepath.Dir(shippedBinary(b))}
+	if err := os.Mkdir(filepath.Join(h.dir, "services"), 0o755); err != nil {
 		b.Fatal(err)
 	}
-	start := []string{"start"}
-	for i := range services {
-		name := fmt.Sprintf("s%d", i)
-		writeFile(b, filepath.Join(dir, "services", name+".service"), "[service]\nExecStart = \"sleep 3600\"\n")
-		start = append(start, name)
+	for i := range n {
+		unit := ""
+		if more != "" && i > 0 {
+			unit = "[unit]\n" + fmt.Sprintf(more, i-1) + "\n"
+		}
+		h.names = append(h.names, fmt.Sprintf("s%d", i))
+		writeFile(b, filepath.Join(h.dir, "services", h.names[i]+".service"), unit+"[service]\nExecStart = \"sleep 3600\"\n")
 	}
+	b.Cleanup(func() { h.diakonos("kill") })
+	return h
+}
+
+// diakonos runs one command, which must succeed, and returns how long it took.
+func (h *benchHome) diakonos(args ...string) time.Duration {
+	h.b.Helper()
+	cmd := exec.Command(filepath.Join(h.dir, "diakonos"), args...)
+	cmd.Dir, cmd.Env = h.dir, append(os.Environ(), "DIAKONOS_HOME="+filepath.Join(h.dir, "h"))
+	began := time.Now()
+	if out, err := cmd.CombinedOutput(); err != nil {
+		h.b.Fatalf("diakonos %v: %v\n%s", args, err, out)
+	}
+	return time.Since(began)
+}
+
+// bareStarts is what the processes of n starts cost alone: each service, its shim and its stage is one exec, as many at once as there are processors.
+func (h *benchHome) bareStarts(n int) time.Duration {
+	h.b.Helper()
+	began := time.Now()
+	todo := make(chan *exec.Cmd)
+	var workers sync.WaitGroup
+	for range runtime.NumCPU() {
+		workers.Go(func() {
+			for cmd := range todo {
+				if err := cmd.Run(); err != nil {
+					h.b.Error(err)
+				}
+			}
+		})
+	}
+	for range n {
+		todo <- exec.Command(filepath.Join(h.dir, "diakonos"), "--version")
+		todo <- exec.Command(filepath.Join(h.dir, "diakonos"), "--version")
+		todo <- exec.Command("sleep", "0")
+	}
+	close(todo)
+	workers.Wait()
+	return time.Since(began)
+}
+
+// BenchmarkTwoHundred is a day of 200 services, by one command each: started with the daemon up, listed, stopped. x-bare is the start as a
+// multiple of what its processes cost alone.
+func BenchmarkTwoHundred(b *testing.B) {
+	h := newBenchHome(b, 200, "")
+	h.diakonos("list") // the daemon is up
+	var start, list, stop, bare time.Duration
+	for b.Loop() {
+		bare += h.bareStarts(len(h.names))
+		start += h.diakonos(append([]string{"start"}, h.names...)...)
+		list += h.diakonos("list")
+		stop += h.diakonos(append([]string{"stop"}, h.names...)...)
+	}
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 / float64(b.N) }
+	b.ReportMetric(each(start), "ms/start")
+	b.ReportMetric(float64(start)/float64(bare), "x-bare")
+	b.ReportMetric(each(list), "ms/list")
+	b.ReportMetric(each(stop), "ms/stop")
+}
+
+// BenchmarkServiceChain starts 50 services of which each requires the one before.
+func BenchmarkServiceChain(b *testing.B) {
+	h := newBenchHome(b, 50, "Requires = [\"s%d\"]")
+	h.diakonos("list")
+	var start time.Duration
+	for b.Loop() {
+		start += h.diakonos("start", h.names[len(h.names)-1])
+		h.diakonos(append([]string{"stop"}, h.names...)...)
+	}
+	b.ReportMetric(float64(start.Microseconds())/1000/float64(b.N*len(h.names)), "ms/step")
+}
+
+// BenchmarkShimMemory starts ten services that do nothing; kB/shim is the private memory of a shim, its log writer included.
+func BenchmarkShimMemory(b *testing.B) {
+	h := newBenchHome(b, 10, "")
 	var kilobytes int
 	for b.Loop() {
-		command(start...)
-		for _, name := range start[1:] {
-			kilobytes += privateMemory(b, filepath.Join(dir, "h/run", name, "shim.pid"))
+		h.diakonos(append([]string{"start"}, h.names...)...)
+		for _, name := range h.names {
+			kilobytes += privateMemory(b, filepath.Join(h.dir, "h/run", name, "shim.pid"))
 		}
-		command("kill")
+		h.diakonos("kill")
 	}
-	b.ReportMetric(float64(kilobytes)/float64(services*b.N), "kB/shim")
+	b.ReportMetric(float64(kilobytes)/float64(len(h.names)*b.N), "kB/shim")
 }
 
 // privateMemory reads smaps_rollup (proc_pid_smaps_rollup(5)) of the process that a PID file names.
