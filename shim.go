@@ -924,14 +924,13 @@ func (s *shim) heal(asker *conn) {
 	}
 	l := launch{parent: true, env: daemonEnvironment(os.Environ()), path: d.newerBinary()}
 	go func() {
-		err := s.home.startDaemon(lock, l)
+		err := s.home.startDaemon(lock, l, s.hangups)
 		unix.Close(lock)
 		s.inbox <- msgHealed{err, asker}
 	}()
 }
 
 func (s *shim) onHealed(m msgHealed) {
-	signal.Notify(s.hangups, syscall.SIGHUP) // the start of a daemon had it ignored
 	if m.asker != nil {
 		_ = unix.Shutdown(int(m.asker.f.Fd()), unix.SHUT_RDWR)
 		return
