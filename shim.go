@@ -301,18 +301,21 @@ func (s *shim) meetDaemon() handover {
 	}
 }
 
-// accept takes connections until the listener fails.
+// accept takes connections until the listener is closed.
 func (s *shim) accept(l *os.File) {
 	for {
 		f, err := acceptFrom(l)
-		if err != nil {
+		switch {
+		case errors.As(err, new(syscall.Errno)): // for want of a descriptor or of memory; the next daemon must reach us all the same
+			time.AfterFunc(retryPause, func() { s.accept(l) })
 			return
-		}
-		if !peerAllowed(f) {
+		case err != nil: // closed
+			return
+		case !peerAllowed(f):
 			f.Close()
-			continue
+		default:
+			go s.read(newConn(f))
 		}
-		go s.read(newConn(f))
 	}
 }
 

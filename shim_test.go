@@ -1,7 +1,7 @@
 // Role: tests of the shim's decisions that need no process.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: wire, sys, pump, log, supervise, unit, state, child, shim, spawn.
+// Uses: wire, sys, pump, log, supervise, unit, state, child, shim, spawn, script.
 
 package main
 
@@ -9,6 +9,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestStageWithoutCommitNeverRan(t *testing.T) {
@@ -76,5 +79,54 @@ func TestRecordFitsItsSlot(t *testing.T) {
 	}
 	if err := s.save(); err != nil {
 		t.Errorf("a service that says odd things cannot be recorded: %v", err)
+	}
+}
+
+// withoutDescriptors calls do while this process can open nothing.
+func withoutDescriptors(t *testing.T, do func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	do()
+}
+
+// next is the message that comes within testPatience.
+func (s *shim) next(t *testing.T) any {
+	t.Helper()
+	select {
+	case m := <-s.inbox:
+		return m
+	case <-time.After(testPatience):
+		t.Fatal("no message came")
+		return nil
+	}
+}
+
+func TestShimIsReachedAfterAWantOfDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	l, err := listenAt(dir, shimSocketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := dialAt(dir, shimSocketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shim{inbox: make(chan any, 1)}
+	withoutDescriptors(t, func() { s.accept(l) })
+	f.Close()
+	if m, ok := s.next(t).(msgClosed); ok {
+		m.from.close()
 	}
 }

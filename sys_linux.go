@@ -578,6 +578,9 @@ func dialAt(dir, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// retryPause is the wait after a call that found no descriptor or no memory: nothing tells when there is some again.
+const retryPause = 100 * time.Millisecond
+
 // acceptFrom waits for the next connection. Temporary failures (EMFILE…) are returned: the caller decides when to try again.
 func acceptFrom(l *os.File) (*os.File, error) {
 	raw, err := l.SyscallConn()
