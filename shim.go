@@ -158,11 +158,13 @@ func shimMain(args []string) int {
 
 func superviseMain(name string) int {
 	s, err := newShim(name)
+	if err == nil {
+		err = s.open()
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
 		return exitFailed
 	}
-	s.open()
 	return s.loop()
 }
 
@@ -226,8 +228,8 @@ func (s *shim) warn(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s diakonos-run: %q: %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.name, fmt.Sprintf(format, args...))
 }
 
-// open connects with the daemon, reads the records and resumes or begins.
-func (s *shim) open() {
+// open connects with the daemon, reads the records and resumes or begins. An error: what there is cannot be told now; nothing was done.
+func (s *shim) open() error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
 	s.hangups = make(chan os.Signal, 1)
@@ -253,12 +255,15 @@ func (s *shim) open() {
 	if err := s.startPump(); err != nil {
 		s.warn("%v", err)
 	}
-	s.adopt(handed)
+	if err := s.adopt(handed); err != nil {
+		return err
+	}
 	if fd, ok := handed.held[heldMain]; ok {
 		unix.Close(fd) // it was for the exit status only
 	}
 	s.greetDaemon()
 	s.settle()
+	return nil
 }
 
 // handover is what the daemon knows of a predecessor.
@@ -372,17 +377,21 @@ func (s *shim) probe() {
 // ---- adoption
 
 // adopt takes over what a predecessor left: its processes if they live, else what became of them.
-func (s *shim) adopt(h handover) {
+func (s *shim) adopt(h handover) (err error) {
 	s.notify.adopt(h.held[heldNotify])
 	if s.svc.Sub == dead && s.svc.Spawning == "" {
 		s.quitting = !s.wishWaits() // else nothing would ever end us
-		return
+		return nil
 	}
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
 	s.adopted = true
 	ev := evAdopted{}
-	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
-	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
+	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
+		return err
+	}
+	if ev.control, err = s.takeOver(&s.control, roleControl, s.svc.Control, h); err != nil {
+		return err
+	}
 	ev.nothingRan = s.nothingRan(ev)
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:
@@ -404,18 +413,27 @@ func (s *shim) adopt(h handover) {
 		}
 	}
 	s.feed(ev)
+	return nil
 }
 
-// takeOver watches a recorded process that lives, or tells how it ended.
-func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
+// takeOver watches a recorded process that lives, or tells how it ended. An error: which of both is not known.
+func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) (exitStatus, error) {
 	if ref.zero() {
-		return exitStatus{}
+		return exitStatus{}, nil
 	}
 	fd, err := openProcess(ref)
-	if err == nil {
+	switch {
+	case err == nil:
 		s.watchProcess(p, r, ref, fd)
-		return exitStatus{}
+		return exitStatus{}, nil
+	case isShortage(err):
+		return exitStatus{}, err
 	}
+	return s.lateStatus(p, r, ref, h), nil
+}
+
+// lateStatus tells how a process ended that is gone already.
+func (s *shim) lateStatus(p *process, r role, ref pidRef, h handover) exitStatus {
 	for _, x := range h.exits {
 		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
 			return x.Exit
@@ -441,7 +459,7 @@ func (s *shim) awaitNote(p *process, r role, ref pidRef) bool {
 	if s.daemon == nil {
 		return false
 	}
-	fd, err := openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := openRetry(".", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
@@ -453,14 +471,21 @@ func (s *shim) awaitNote(p *process, r role, ref pidRef) bool {
 // watchProcess sets p to a process that is not our child; its end comes as msgGone.
 func (s *shim) watchProcess(p *process, r role, ref pidRef, fd int) {
 	*p = process{ref: ref, fd: fd}
-	watched, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	s.awaitGone(p, r)
+}
+
+// awaitGone has the end of p told. Without a descriptor for that it is told too early, and onGone asks again.
+func (s *shim) awaitGone(p *process, r role) {
+	m := msgGone{r, p.ref.PID}
+	watched, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		watched, _ = unix.PidfdOpen(ref.PID, unix.PIDFD_NONBLOCK)
+		time.AfterFunc(retryPause, func() { s.inbox <- m })
+		return
 	}
 	_ = unix.SetNonblock(watched, true)
 	whenReadable(watched, func(f *os.File) {
 		f.Close()
-		s.inbox <- msgGone{r, ref.PID}
+		s.inbox <- m
 	})
 }
 
@@ -1034,11 +1059,14 @@ func (s *shim) onGone(m msgGone) {
 	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
 		return
 	}
+	if !pollIn(p.fd) {
+		s.awaitGone(p, m.role)
+		return
+	}
 	if ws, ok := pidfdExit(p.fd); ok {
 		s.ended(m.role, exitOf(ws))
 		return
 	}
-	p.gone = true
 	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
@@ -1049,8 +1077,10 @@ func (s *shim) onGone(m msgGone) {
 	}
 	dup, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		dup = -1
+		time.AfterFunc(retryPause, func() { s.inbox <- m })
+		return
 	}
+	p.gone = true
 	go s.awaitStatus(m, dup)
 }
 
@@ -1068,9 +1098,7 @@ func (s *shim) awaitStatus(m msgGone, fd int) {
 	p := []unix.PollFd{{Fd: int32(fd), Events: 0}}
 	_, _ = unix.Poll(p, int(statusLimit.Milliseconds()))
 	ws, ok := pidfdExit(fd)
-	if fd >= 0 {
-		unix.Close(fd)
-	}
+	unix.Close(fd)
 	if ok {
 		x := exitOf(ws)
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid}, x}}}

@@ -130,3 +130,35 @@ func TestShimIsReachedAfterAWantOfDescriptors(t *testing.T) {
 		m.from.close()
 	}
 }
+
+func TestNoProcessIsGoneForWantOfDescriptors(t *testing.T) {
+	ref := refOf(sleeper(t).Process.Pid)
+	s := &shim{inbox: make(chan any, 1), svc: newService(new(unit), runRecord{})}
+	fd, err := openProcess(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withoutDescriptors(t, func() {
+		if !processAlive(ref) {
+			t.Error("it is said to be gone")
+		}
+		if _, err := s.takeOver(&s.control, roleControl, ref, handover{}); err == nil {
+			t.Error("a new shim takes it as gone")
+		}
+		s.watchProcess(&s.main, roleMain, ref, fd)
+		if m, ok := s.next(t).(msgGone); ok {
+			s.handle(m)
+		}
+	})
+	if s.main.fd < 0 || s.main.gone {
+		t.Fatal("its shim takes it as gone")
+	}
+	s.handle(s.next(t))
+	if err := signalProcess(ref, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if m, ok := s.next(t).(msgGone); !ok || !pollIn(s.main.fd) {
+		t.Errorf("%v came before the end", m)
+	}
+	s.forget(roleMain)
+}

@@ -41,6 +41,11 @@ func randomBytes() (b [16]byte) {
 // errGone: the process that a pidRef names does not run any more (or is a zombie).
 var errGone = errors.New("process is gone")
 
+// isShortage: the call found no descriptor or no memory, and says nothing about what it was to look at.
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
 // procStat is the part of proc_pid_stat(5) that we use.
 type procStat struct {
 	pid, ppid, pgrp, session int
@@ -157,7 +162,7 @@ func openProcess(ref pidRef) (int, error) {
 		return -1, errGone
 	}
 	if err != nil {
-		return -1, fmt.Errorf("cannot open process %d: %v", ref.PID, err)
+		return -1, fmt.Errorf("cannot open process %d: %w", ref.PID, err)
 	}
 	if err := checkIdentity(fd, ref); err != nil {
 		unix.Close(fd)
@@ -175,6 +180,9 @@ func checkIdentity(fd int, ref pidRef) error {
 	if err != nil {
 		if ino != 0 && ino == ref.Ino { // /proc hidden or absent: the inode alone is proof
 			return nil
+		}
+		if isShortage(err) {
+			return fmt.Errorf("cannot look at process %d: %w", ref.PID, err)
 		}
 		return errGone
 	}
@@ -200,10 +208,11 @@ func refOf(pid int) pidRef {
 	return identify(pid, fd)
 }
 
+// processAlive tells whether the process runs that ref names; where that cannot be told, it does.
 func processAlive(ref pidRef) bool {
 	fd, err := openProcess(ref)
 	if err != nil {
-		return false
+		return isShortage(err)
 	}
 	unix.Close(fd)
 	return true
@@ -268,15 +277,20 @@ func whenReadable(fd int, post func(f *os.File)) {
 	go func() {
 		raw, err := f.SyscallConn()
 		if err == nil {
-			_ = raw.Read(func(fd uintptr) bool { return pollIn(int(fd)) })
+			err = raw.Read(func(fd uintptr) bool { return pollIn(int(fd)) })
+		}
+		for err != nil && !pollFor(fd, -1) { // the poller has no room (max_user_watches of man 7 epoll): this takes a thread
 		}
 		post(f)
 	}()
 }
 
-func pollIn(fd int) bool {
+func pollIn(fd int) bool { return pollFor(fd, 0) }
+
+// pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal ends the wait too.
+func pollFor(fd, ms int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(p, 0)
+	n, err := unix.Poll(p, ms)
 	return err == nil && n > 0
 }
 

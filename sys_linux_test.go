@@ -152,6 +152,28 @@ func TestWhenReadable(t *testing.T) {
 	_ = cmd.Wait()
 }
 
+// TestWhenReadableWithoutPoller: a descriptor that the poller does not take is waited for all the same.
+func TestWhenReadableWithoutPoller(t *testing.T) {
+	cmd := sleeper(t)
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0) // the runtime leaves one that blocks to its user
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan bool)
+	whenReadable(fd, func(f *os.File) { ended <- pollIn(fd); f.Close() })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case is := <-ended:
+		if !is {
+			t.Error("a living process is said to have ended")
+		}
+	case <-time.After(testPatience):
+		t.Error("the end of the process is not noticed")
+	}
+}
+
 // TestSocketPaths: the path may be longer than sockaddr_un.
 func TestSocketPaths(t *testing.T) {
 	base := t.TempDir()
