@@ -56,7 +56,7 @@ type shim struct {
 	control  process
 	adopted  bool // processes may not be our descendants
 	watching *scope
-	members  map[int]bool // processes of the tree that whenReadable looks at
+	members  map[int]bool // processes of the tree that whenReadable looks at; 0 = the tree itself is looked at again
 	waiting  *spawn       // main command that waits for leftovers to end
 	owed     *kill        // signal that waits for a stage to become the service
 	retiring bool         // the pump is about to replace the FIFOs
@@ -106,7 +106,7 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember   struct{ pid int }            // a process of the tree has ended
+	msgMember   struct{ pid int }            // a process of the tree has ended; 0 = the tree is to be looked at again
 	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
 	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
 	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
@@ -251,7 +251,9 @@ func (s *shim) open() error {
 	raiseThreads(shimThreads)
 	s.timer = time.NewTimer(time.Hour)
 	s.timer.Stop()
-	s.readRecords()
+	if err := s.readRecords(); err != nil {
+		return err
+	}
 	if err := s.startPump(); err != nil {
 		s.warn("%v", err)
 	}
@@ -338,7 +340,7 @@ func (s *shim) read(c *conn) {
 }
 
 // readRecords makes the service out of unit.json and state.
-func (s *shim) readRecords() {
+func (s *shim) readRecords() error {
 	var rec runRecord
 	err := s.state.read(&rec)
 	rec, err = ofBoot(rec, err, s.boot)
@@ -350,17 +352,23 @@ func (s *shim) readRecords() {
 	}
 	s.svc = newService(u, rec)
 	if err != nil && !errors.Is(err, errOtherBoot) && !errors.Is(err, errNeverWritten) {
-		s.probe()
+		if err := s.probe(); err != nil {
+			return err
+		}
 	}
 	s.svc.Version, s.svc.Boot, s.svc.PIDNS, s.svc.ShimPID = protocolVersion, s.boot, s.pidns, os.Getpid()
+	return nil
 }
 
 // probe: the state cannot be read, so nothing is known. Something of this service may live: look, never assume.
-func (s *shim) probe() {
+func (s *shim) probe() error {
 	t := tree{home: s.home, name: s.name, adopted: true}
-	pids := t.closure()
+	pids, err := t.closure()
+	if isShortage(err) {
+		return err
+	}
 	if len(pids) == 0 {
-		return
+		return nil
 	}
 	b, _ := readSmall("main.pid")
 	if pid := parsePIDFile(b); pid != 0 && slices.Contains(pids, pid) {
@@ -368,10 +376,11 @@ func (s *shim) probe() {
 		s.svc.Sub = running
 		s.svc.Since, s.svc.Started = time.Now().UnixNano(), time.Now().UnixNano()
 		s.warn("its state could not be read; process %d of main.pid belongs to it and is taken as its main process", pid)
-		return
+		return nil
 	}
 	s.svc.Sub, s.svc.Reason, s.svc.Left = unknown, "its state could not be read, and processes of it are there: "+pidList(pids), pids
 	s.warn("%s", s.svc.Reason)
+	return nil
 }
 
 // ---- adoption
@@ -754,8 +763,11 @@ func (s *shim) armTimer() {
 // onTime does what is due now.
 func (s *shim) onTime() {
 	for due := s.svc.Deadline; due != 0 && bootNow() >= due; due = s.svc.Deadline {
+		s.checkTree()
 		if s.watching != nil {
-			s.feed(evTree{s.leftPIDs()})
+			if left := s.leftPIDs(); len(left) > 0 { // an empty list is no proof
+				s.feed(evTree{left})
+			}
 		}
 		if s.svc.Deadline == due { // else that has moved it on
 			s.feed(evTimeout{})
@@ -1144,7 +1156,8 @@ func (s *shim) signalOne(p *process, sig syscall.Signal) {
 	}
 }
 
-// treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty.
+// treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty. Where nothing can be listed for lack of
+// /proc, known processes and children are all that there is; for lack of descriptors, that proves nothing.
 func (s *shim) treeIsEmpty() bool {
 	if s.main.fd >= 0 || s.control.fd >= 0 {
 		return false
@@ -1152,12 +1165,12 @@ func (s *shim) treeIsEmpty() bool {
 	if s.svc.Cgroup != "" {
 		return cgroupEmpty(s.svc.Cgroup)
 	}
-	if !s.adopted {
-		if _, err := endedChild(); err == unix.ECHILD {
-			return true
-		}
+	childless := !hasChildren()
+	if childless && !s.adopted {
+		return true
 	}
-	return len(s.tree().list()) == 0
+	pids, err := s.tree().look()
+	return len(pids) == 0 && (err == nil || childless && !isShortage(err))
 }
 
 // checkTree answers a watch when nothing is left, and starts a spawn that has waited for that.
@@ -1185,28 +1198,70 @@ func (s *shim) checkTree() {
 	s.feed(evTree{})
 }
 
-// lookAtMembers makes sure that the end of each process of the tree wakes us, and kills what was forked while we killed.
+// lookAtMembers makes sure that the end of each process of the tree wakes us, and kills what was forked while we killed. Of a cgroup the
+// end of one is enough: until then it is not empty.
 func (s *shim) lookAtMembers() {
 	if s.svc.Sub == stopSigkill || s.svc.Sub == finalSigkill || s.waiting != nil {
 		s.tree().signal(syscall.SIGKILL)
 	}
-	if !s.adopted && s.svc.Cgroup == "" {
-		return // all are descendants: the last end is an end of a child of ours
+	if s.members[0] || s.main.fd >= 0 || s.control.fd >= 0 || !s.adopted && s.svc.Cgroup == "" {
+		return // we are woken; where all are descendants, the last end is an end of a child of ours
 	}
-	for _, pid := range s.tree().list() {
-		if s.members[pid] {
+	pids, err := s.tree().look()
+	watched := false
+	for _, pid := range pids {
+		if watched && s.svc.Cgroup != "" {
+			break
+		}
+		if !s.members[pid] && !s.watchMember(pid, &err) {
 			continue
 		}
-		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-		if err != nil {
-			continue
-		}
-		s.members[pid] = true
-		whenReadable(fd, func(f *os.File) {
-			f.Close()
-			s.inbox <- msgMember{pid}
-		})
+		watched = true
 	}
+	switch {
+	case isShortage(err):
+		s.lookAgain(retryPause)
+	case watched:
+	case s.svc.Cgroup != "": // it counts a process that it lists no more, for a moment
+		s.watchCgroup()
+	case err != nil && hasChildren(): // no /proc: what is left are children of ours
+	default: // what was there has ended while we looked
+		s.lookAgain(0)
+	}
+}
+
+// watchMember has the end of a process told as msgMember. false: it has ended, or there was no descriptor, which err says then.
+func (s *shim) watchMember(pid int, err *error) bool {
+	fd, e := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if isShortage(e) {
+		*err = e
+	}
+	if e != nil {
+		return false
+	}
+	s.members[pid] = true
+	whenReadable(fd, func(f *os.File) {
+		f.Close()
+		s.inbox <- msgMember{pid}
+	})
+	return true
+}
+
+// watchCgroup has it told that the cgroup has become empty.
+func (s *shim) watchCgroup() {
+	fd, err := openRetry(s.svc.Cgroup+"/cgroup.events", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		s.lookAgain(retryPause)
+		return
+	}
+	s.members[0] = true
+	whenUnpopulated(fd, func() { s.inbox <- msgMember{} })
+}
+
+// lookAgain has the tree looked at after a pause. 0: a look has found that it is about to change or has changed meanwhile.
+func (s *shim) lookAgain(pause time.Duration) {
+	s.members[0] = true
+	time.AfterFunc(pause, func() { s.inbox <- msgMember{} })
 }
 
 // leftPIDs are the processes that a stop waits for.

@@ -7,6 +7,9 @@ package main
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -161,4 +164,67 @@ func TestNoProcessIsGoneForWantOfDescriptors(t *testing.T) {
 		t.Errorf("%v came before the end", m)
 	}
 	s.forget(roleMain)
+}
+
+// stoppingShim waits for the tree of a service to end, whose cgroup dir stands for.
+func stoppingShim(t *testing.T, dir string) *shim {
+	all := scopeTree
+	s := &shim{home: home{t.TempDir()}, inbox: make(chan any, 1), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1},
+		svc: newService(new(unit), runRecord{Sub: stopSigterm, Cgroup: dir}), adopted: true, watching: &all}
+	s.notify.fd = -1
+	return s
+}
+
+// TestStopSeesAnEmptyCgroup: a cgroup may count a process that it lists no more, or that is gone when its pidfd is to be opened.
+func TestStopSeesAnEmptyCgroup(t *testing.T) {
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, listed := range []string{"", strconv.Itoa(ended.Process.Pid) + "\n"} {
+		dir := t.TempDir()
+		for name, text := range map[string]string{"cgroup.procs": listed, "cgroup.events": "populated 1\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := stoppingShim(t, dir)
+		s.checkTree()
+		if s.watching == nil {
+			t.Fatal("a populated cgroup is taken as empty")
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.events"), []byte("populated 0\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s.handle(s.next(t)); s.watching != nil {
+			t.Errorf("listed %q: the stop goes on", listed)
+		}
+	}
+}
+
+// TestStopLooksAgain: what was seen as alive is gone when it is to be watched.
+func TestStopLooksAgain(t *testing.T) {
+	s := stoppingShim(t, "")
+	s.lookAtMembers()
+	if m, ok := s.next(t).(msgMember); !ok {
+		t.Errorf("%v came", m)
+	}
+}
+
+// TestStopWaitsForDescriptors: without any nothing is seen, which is no end.
+func TestStopWaitsForDescriptors(t *testing.T) {
+	s := stoppingShim(t, "")
+	s.svc.Main = refOf(sleeper(t).Process.Pid)
+	withoutDescriptors(t, func() {
+		if s.treeIsEmpty() {
+			t.Error("a tree is empty that cannot be looked at")
+		}
+		s.lookAtMembers()
+	})
+	s.handle(s.next(t))
+	if s.watching == nil || !s.members[s.svc.Main.PID] {
+		t.Error("the process is not waited for")
+	}
+	_ = signalProcess(s.svc.Main, unix.SIGKILL)
+	s.next(t)
 }

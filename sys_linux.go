@@ -285,6 +285,31 @@ func whenReadable(fd int, post func(f *os.File)) {
 	}()
 }
 
+// whenUnpopulated calls post once, from a goroutine of its own, when the cgroup is empty or removed whose cgroup.events is fd. The kernel
+// wakes who polls that file at each change (man 7 cgroups). It owns fd, which must be non-blocking.
+func whenUnpopulated(fd int, post func()) {
+	f := os.NewFile(uintptr(fd), "cgroup.events")
+	go func() {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			err = raw.Read(func(fd uintptr) bool { return unpopulated(int(fd)) })
+		}
+		f.Close()
+		if err != nil { // the poller has no room
+			time.AfterFunc(retryPause, post)
+			return
+		}
+		post()
+	}()
+}
+
+// unpopulated reads cgroup.events, which covers the cgroups below too. It can be read no more when the cgroup is removed.
+func unpopulated(fd int) bool {
+	var b [256]byte
+	n, err := unix.Pread(fd, b[:], 0)
+	return err != nil || bytes.Contains(b[:n], []byte("populated 0"))
+}
+
 func pollIn(fd int) bool { return pollFor(fd, 0) }
 
 // pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal ends the wait too.
@@ -342,6 +367,12 @@ func endedChild() (waitedChild, error) {
 		how = exitDumped
 	}
 	return waitedChild{int(info.pid), exitStatus{how, int(info.status)}}, nil
+}
+
+// hasChildren: there is one at least, whose end comes as SIGCHLD.
+func hasChildren() bool {
+	_, err := endedChild()
+	return err != unix.ECHILD
 }
 
 // reapChild removes a zombie that endedChild has shown.
