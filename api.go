@@ -23,9 +23,6 @@ import (
 // clientBacklog is how much may wait for a client that does not read (bytes); then it is dropped, never waited for.
 const clientBacklog = 8 << 20
 
-// acceptPause is the wait after a connection that could not be accepted.
-const acceptPause = 100 * time.Millisecond
-
 // session is one connection of a client. The loop gives what is to be written to a goroutine, which asks for more when it is through.
 type session struct {
 	conn    *conn
@@ -58,7 +55,7 @@ func (m *manager) accept() {
 		}
 		switch {
 		case errors.As(err, new(syscall.Errno)): // no memory, or no descriptor even so: a daemon that never accepts again would hang its clients
-			time.AfterFunc(acceptPause, m.accept)
+			time.AfterFunc(retryPause, m.accept)
 			return
 		case err != nil: // closed
 			return

@@ -325,7 +325,7 @@ func (m *manager) findWeaknesses() {
 		m.weaker = append(m.weaker, "this kernel has no PIDFD_INFO_EXIT (Linux 6.15): exit statuses of services whose daemon and shim were both killed are lost")
 	}
 	if unix.Access("/proc/self/stat", unix.R_OK) != nil {
-		m.weaker = append(m.weaker, "/proc is not there: processes are found by their pidfd alone")
+		m.weaker = append(m.weaker, "/proc is not there: processes are found by their pidfd alone; what a service has forked away gets no signal, and a stop waits for it")
 	}
 	if os.Geteuid() != 0 {
 		m.weaker = append(m.weaker, "not root: daemon and shims cannot lower their OOM score, and User= is refused")

@@ -57,7 +57,7 @@ type shim struct {
 	control  process
 	adopted  bool // processes may not be our descendants
 	watching *scope
-	members  map[int]bool // processes of the tree that whenReadable looks at
+	members  map[int]bool // processes of the tree that whenReadable looks at; 0 = the tree itself is looked at again
 	waiting  *spawn       // main command that waits for leftovers to end
 	owed     *kill        // signal that waits for a stage to become the service
 	retiring bool         // the pump is about to replace the FIFOs
@@ -108,7 +108,7 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember   struct{ pid int }            // a process of the tree has ended
+	msgMember   struct{ pid int }            // a process of the tree has ended; 0 = the tree is to be looked at again
 	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
 	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
 	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
@@ -160,11 +160,13 @@ func shimMain(args []string) int {
 
 func superviseMain(name string) int {
 	s, err := newShim(name)
+	if err == nil {
+		err = s.open()
+	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
 		return exitFailed
 	}
-	s.open()
 	return s.loop()
 }
 
@@ -228,8 +230,8 @@ func (s *shim) warn(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "%s diakonos-run: %q: %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.name, fmt.Sprintf(format, args...))
 }
 
-// open connects with the daemon, reads the records and resumes or begins.
-func (s *shim) open() {
+// open connects with the daemon, reads the records and resumes or begins. An error: what there is cannot be told now; nothing was done.
+func (s *shim) open() error {
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
 	s.hangups = make(chan os.Signal, 1)
@@ -251,16 +253,21 @@ func (s *shim) open() {
 	raiseThreads(shimThreads)
 	s.timer = time.NewTimer(time.Hour)
 	s.timer.Stop()
-	s.readRecords()
+	if err := s.readRecords(); err != nil {
+		return err
+	}
 	if err := s.startPump(); err != nil {
 		s.warn("%v", err)
 	}
-	s.adopt(handed)
+	if err := s.adopt(handed); err != nil {
+		return err
+	}
 	if fd, ok := handed.held[heldMain]; ok {
 		unix.Close(fd) // it was for the exit status only
 	}
 	s.greetDaemon()
 	s.settle()
+	return nil
 }
 
 // handover is what the daemon knows of a predecessor.
@@ -303,18 +310,21 @@ func (s *shim) meetDaemon() handover {
 	}
 }
 
-// accept takes connections until the listener fails.
+// accept takes connections until the listener is closed.
 func (s *shim) accept(l *os.File) {
 	for {
 		f, err := acceptFrom(l)
-		if err != nil {
+		switch {
+		case errors.As(err, new(syscall.Errno)): // for want of a descriptor or of memory; the next daemon must reach us all the same
+			time.AfterFunc(retryPause, func() { s.accept(l) })
 			return
-		}
-		if !peerAllowed(f) {
+		case err != nil: // closed
+			return
+		case !peerAllowed(f):
 			f.Close()
-			continue
+		default:
+			go s.read(newConn(f))
 		}
-		go s.read(newConn(f))
 	}
 }
 
@@ -332,7 +342,7 @@ func (s *shim) read(c *conn) {
 }
 
 // readRecords makes the service out of unit.json and state.
-func (s *shim) readRecords() {
+func (s *shim) readRecords() error {
 	var rec runRecord
 	err := s.state.read(&rec)
 	rec, err = ofBoot(rec, err, s.boot)
@@ -344,17 +354,23 @@ func (s *shim) readRecords() {
 	}
 	s.svc = newService(u, rec)
 	if err != nil && !errors.Is(err, errOtherBoot) && !errors.Is(err, errNeverWritten) {
-		s.probe()
+		if err := s.probe(); err != nil {
+			return err
+		}
 	}
 	s.svc.Version, s.svc.Boot, s.svc.PIDNS, s.svc.ShimPID = protocolVersion, s.boot, s.pidns, os.Getpid()
+	return nil
 }
 
 // probe: the state cannot be read, so nothing is known. Something of this service may live: look, never assume.
-func (s *shim) probe() {
+func (s *shim) probe() error {
 	t := tree{home: s.home, name: s.name, adopted: true}
-	pids := t.closure()
+	pids, err := t.closure()
+	if isShortage(err) {
+		return err
+	}
 	if len(pids) == 0 {
-		return
+		return nil
 	}
 	b, _ := readSmall("main.pid")
 	if pid := parsePIDFile(b); pid != 0 && slices.Contains(pids, pid) {
@@ -362,26 +378,31 @@ func (s *shim) probe() {
 		s.svc.Sub = running
 		s.svc.Since, s.svc.Started = time.Now().UnixNano(), time.Now().UnixNano()
 		s.warn("its state could not be read; process %d of main.pid belongs to it and is taken as its main process", pid)
-		return
+		return nil
 	}
 	s.svc.Sub, s.svc.Reason, s.svc.Left = unknown, "its state could not be read, and processes of it are there: "+pidList(pids), pids
 	s.warn("%s", s.svc.Reason)
+	return nil
 }
 
 // ---- adoption
 
 // adopt takes over what a predecessor left: its processes if they live, else what became of them.
-func (s *shim) adopt(h handover) {
+func (s *shim) adopt(h handover) (err error) {
 	s.notify.adopt(h.held[heldNotify])
 	if s.svc.Sub == dead && s.svc.Spawning == "" {
 		s.quitting = !s.wishWaits() // else nothing would ever end us
-		return
+		return nil
 	}
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
 	s.adopted = true
 	ev := evAdopted{}
-	ev.main = s.takeOver(&s.main, roleMain, s.svc.Main, h)
-	ev.control = s.takeOver(&s.control, roleControl, s.svc.Control, h)
+	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
+		return err
+	}
+	if ev.control, err = s.takeOver(&s.control, roleControl, s.svc.Control, h); err != nil {
+		return err
+	}
 	ev.nothingRan = s.nothingRan(ev)
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:
@@ -403,18 +424,27 @@ func (s *shim) adopt(h handover) {
 		}
 	}
 	s.feed(ev)
+	return nil
 }
 
-// takeOver watches a recorded process that lives, or tells how it ended.
-func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) exitStatus {
+// takeOver watches a recorded process that lives, or tells how it ended. An error: which of both is not known.
+func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) (exitStatus, error) {
 	if ref.zero() {
-		return exitStatus{}
+		return exitStatus{}, nil
 	}
 	fd, err := openProcess(ref)
-	if err == nil {
+	switch {
+	case err == nil:
 		s.watchProcess(p, r, ref, fd)
-		return exitStatus{}
+		return exitStatus{}, nil
+	case isShortage(err):
+		return exitStatus{}, err
 	}
+	return s.lateStatus(p, r, ref, h), nil
+}
+
+// lateStatus tells how a process ended that is gone already.
+func (s *shim) lateStatus(p *process, r role, ref pidRef, h handover) exitStatus {
 	for _, x := range h.exits {
 		if x.Ref.PID == ref.PID && (x.Ref.Start == 0 || x.Ref.Start == ref.Start) {
 			return x.Exit
@@ -440,7 +470,7 @@ func (s *shim) awaitNote(p *process, r role, ref pidRef) bool {
 	if s.daemon == nil {
 		return false
 	}
-	fd, err := openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := openRetry(".", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
@@ -452,14 +482,21 @@ func (s *shim) awaitNote(p *process, r role, ref pidRef) bool {
 // watchProcess sets p to a process that is not our child; its end comes as msgGone.
 func (s *shim) watchProcess(p *process, r role, ref pidRef, fd int) {
 	*p = process{ref: ref, fd: fd}
-	watched, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	s.awaitGone(p, r)
+}
+
+// awaitGone has the end of p told. Without a descriptor for that it is told too early, and onGone asks again.
+func (s *shim) awaitGone(p *process, r role) {
+	m := msgGone{r, p.ref.PID}
+	watched, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		watched, _ = unix.PidfdOpen(ref.PID, unix.PIDFD_NONBLOCK)
+		time.AfterFunc(retryPause, func() { s.inbox <- m })
+		return
 	}
 	_ = unix.SetNonblock(watched, true)
 	whenReadable(watched, func(f *os.File) {
 		f.Close()
-		s.inbox <- msgGone{r, ref.PID}
+		s.inbox <- m
 	})
 }
 
@@ -728,8 +765,11 @@ func (s *shim) armTimer() {
 // onTime does what is due now.
 func (s *shim) onTime() {
 	for due := s.svc.Deadline; due != 0 && bootNow() >= due; due = s.svc.Deadline {
+		s.checkTree()
 		if s.watching != nil {
-			s.feed(evTree{s.leftPIDs()})
+			if left := s.leftPIDs(); len(left) > 0 { // an empty list is no proof
+				s.feed(evTree{left})
+			}
 		}
 		if s.svc.Deadline == due { // else that has moved it on
 			s.feed(evTimeout{})
@@ -926,14 +966,13 @@ func (s *shim) heal(asker *conn) {
 	}
 	l := launch{parent: true, env: daemonEnvironment(os.Environ()), path: d.newerBinary()}
 	go func() {
-		err := s.home.startDaemon(lock, l)
+		err := s.home.startDaemon(lock, l, s.hangups)
 		unix.Close(lock)
 		s.inbox <- msgHealed{err, asker}
 	}()
 }
 
 func (s *shim) onHealed(m msgHealed) {
-	signal.Notify(s.hangups, syscall.SIGHUP) // the start of a daemon had it ignored
 	if m.asker != nil {
 		_ = unix.Shutdown(int(m.asker.f.Fd()), unix.SHUT_RDWR)
 		return
@@ -1034,11 +1073,14 @@ func (s *shim) onGone(m msgGone) {
 	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
 		return
 	}
+	if !pollIn(p.fd) {
+		s.awaitGone(p, m.role)
+		return
+	}
 	if ws, ok := pidfdExit(p.fd); ok {
 		s.ended(m.role, exitOf(ws))
 		return
 	}
-	p.gone = true
 	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
@@ -1049,8 +1091,10 @@ func (s *shim) onGone(m msgGone) {
 	}
 	dup, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		dup = -1
+		time.AfterFunc(retryPause, func() { s.inbox <- m })
+		return
 	}
+	p.gone = true
 	go s.awaitStatus(m, dup)
 }
 
@@ -1068,9 +1112,7 @@ func (s *shim) awaitStatus(m msgGone, fd int) {
 	p := []unix.PollFd{{Fd: int32(fd), Events: 0}}
 	_, _ = unix.Poll(p, int(statusLimit.Milliseconds()))
 	ws, ok := pidfdExit(fd)
-	if fd >= 0 {
-		unix.Close(fd)
-	}
+	unix.Close(fd)
 	if ok {
 		x := exitOf(ws)
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid}, x}}}
@@ -1116,7 +1158,8 @@ func (s *shim) signalOne(p *process, sig syscall.Signal) {
 	}
 }
 
-// treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty.
+// treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty. Where nothing can be listed for lack of
+// /proc, known processes and children are all that there is; for lack of descriptors, that proves nothing.
 func (s *shim) treeIsEmpty() bool {
 	if s.main.fd >= 0 || s.control.fd >= 0 {
 		return false
@@ -1124,12 +1167,12 @@ func (s *shim) treeIsEmpty() bool {
 	if s.svc.Cgroup != "" {
 		return cgroupEmpty(s.svc.Cgroup)
 	}
-	if !s.adopted {
-		if _, err := endedChild(); err == unix.ECHILD {
-			return true
-		}
+	childless := !hasChildren()
+	if childless && !s.adopted {
+		return true
 	}
-	return len(s.tree().list()) == 0
+	pids, err := s.tree().look()
+	return len(pids) == 0 && (err == nil || childless && !isShortage(err))
 }
 
 // checkTree answers a watch when nothing is left, and starts a spawn that has waited for that.
@@ -1157,28 +1200,70 @@ func (s *shim) checkTree() {
 	s.feed(evTree{})
 }
 
-// lookAtMembers makes sure that the end of each process of the tree wakes us, and kills what was forked while we killed.
+// lookAtMembers makes sure that the end of each process of the tree wakes us, and kills what was forked while we killed. Of a cgroup the
+// end of one is enough: until then it is not empty.
 func (s *shim) lookAtMembers() {
 	if s.svc.Sub == stopSigkill || s.svc.Sub == finalSigkill || s.waiting != nil {
 		s.tree().signal(syscall.SIGKILL)
 	}
-	if !s.adopted && s.svc.Cgroup == "" {
-		return // all are descendants: the last end is an end of a child of ours
+	if s.members[0] || s.main.fd >= 0 || s.control.fd >= 0 || !s.adopted && s.svc.Cgroup == "" {
+		return // we are woken; where all are descendants, the last end is an end of a child of ours
 	}
-	for _, pid := range s.tree().list() {
-		if s.members[pid] {
+	pids, err := s.tree().look()
+	watched := false
+	for _, pid := range pids {
+		if watched && s.svc.Cgroup != "" {
+			break
+		}
+		if !s.members[pid] && !s.watchMember(pid, &err) {
 			continue
 		}
-		fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-		if err != nil {
-			continue
-		}
-		s.members[pid] = true
-		whenReadable(fd, func(f *os.File) {
-			f.Close()
-			s.inbox <- msgMember{pid}
-		})
+		watched = true
 	}
+	switch {
+	case isShortage(err):
+		s.lookAgain(retryPause)
+	case watched:
+	case s.svc.Cgroup != "": // it counts a process that it lists no more, for a moment
+		s.watchCgroup()
+	case err != nil && hasChildren(): // no /proc: what is left are children of ours
+	default: // what was there has ended while we looked
+		s.lookAgain(0)
+	}
+}
+
+// watchMember has the end of a process told as msgMember. false: it has ended, or there was no descriptor, which err says then.
+func (s *shim) watchMember(pid int, err *error) bool {
+	fd, e := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if isShortage(e) {
+		*err = e
+	}
+	if e != nil {
+		return false
+	}
+	s.members[pid] = true
+	whenReadable(fd, func(f *os.File) {
+		f.Close()
+		s.inbox <- msgMember{pid}
+	})
+	return true
+}
+
+// watchCgroup has it told that the cgroup has become empty.
+func (s *shim) watchCgroup() {
+	fd, err := openRetry(s.svc.Cgroup+"/cgroup.events", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		s.lookAgain(retryPause)
+		return
+	}
+	s.members[0] = true
+	whenUnpopulated(fd, func() { s.inbox <- msgMember{} })
+}
+
+// lookAgain has the tree looked at after a pause. 0: a look has found that it is about to change or has changed meanwhile.
+func (s *shim) lookAgain(pause time.Duration) {
+	s.members[0] = true
+	time.AfterFunc(pause, func() { s.inbox <- msgMember{} })
 }
 
 // leftPIDs are the processes that a stop waits for.

@@ -1,14 +1,20 @@
 // Role: tests of the shim's decisions that need no process.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: wire, sys, pump, log, supervise, unit, state, child, shim, spawn.
+// Uses: wire, sys, pump, log, supervise, unit, state, child, shim, spawn, script.
 
 package main
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestStageWithoutCommitNeverRan(t *testing.T) {
@@ -77,4 +83,148 @@ func TestRecordFitsItsSlot(t *testing.T) {
 	if err := s.save(); err != nil {
 		t.Errorf("a service that says odd things cannot be recorded: %v", err)
 	}
+}
+
+// withoutDescriptors calls do while this process can open nothing.
+func withoutDescriptors(t *testing.T, do func()) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	do()
+}
+
+// next is the message that comes within testPatience.
+func (s *shim) next(t *testing.T) any {
+	t.Helper()
+	select {
+	case m := <-s.inbox:
+		return m
+	case <-time.After(testPatience):
+		t.Fatal("no message came")
+		return nil
+	}
+}
+
+func TestShimIsReachedAfterAWantOfDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	l, err := listenAt(dir, shimSocketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	f, err := dialAt(dir, shimSocketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shim{inbox: make(chan any, 1)}
+	withoutDescriptors(t, func() { s.accept(l) })
+	f.Close()
+	if m, ok := s.next(t).(msgClosed); ok {
+		m.from.close()
+	}
+}
+
+func TestNoProcessIsGoneForWantOfDescriptors(t *testing.T) {
+	ref := refOf(sleeper(t).Process.Pid)
+	s := &shim{inbox: make(chan any, 1), svc: newService(new(unit), runRecord{})}
+	fd, err := openProcess(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withoutDescriptors(t, func() {
+		if !processAlive(ref) {
+			t.Error("it is said to be gone")
+		}
+		if _, err := s.takeOver(&s.control, roleControl, ref, handover{}); err == nil {
+			t.Error("a new shim takes it as gone")
+		}
+		s.watchProcess(&s.main, roleMain, ref, fd)
+		if m, ok := s.next(t).(msgGone); ok {
+			s.handle(m)
+		}
+	})
+	if s.main.fd < 0 || s.main.gone {
+		t.Fatal("its shim takes it as gone")
+	}
+	s.handle(s.next(t))
+	if err := signalProcess(ref, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if m, ok := s.next(t).(msgGone); !ok || !pollIn(s.main.fd) {
+		t.Errorf("%v came before the end", m)
+	}
+	s.forget(roleMain)
+}
+
+// stoppingShim waits for the tree of a service to end, whose cgroup dir stands for.
+func stoppingShim(t *testing.T, dir string) *shim {
+	all := scopeTree
+	s := &shim{home: home{t.TempDir()}, inbox: make(chan any, 1), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1},
+		svc: newService(new(unit), runRecord{Sub: stopSigterm, Cgroup: dir}), adopted: true, watching: &all}
+	s.notify.fd = -1
+	return s
+}
+
+// TestStopSeesAnEmptyCgroup: a cgroup may count a process that it lists no more, or that is gone when its pidfd is to be opened.
+func TestStopSeesAnEmptyCgroup(t *testing.T) {
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, listed := range []string{"", strconv.Itoa(ended.Process.Pid) + "\n"} {
+		dir := t.TempDir()
+		for name, text := range map[string]string{"cgroup.procs": listed, "cgroup.events": "populated 1\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := stoppingShim(t, dir)
+		s.checkTree()
+		if s.watching == nil {
+			t.Fatal("a populated cgroup is taken as empty")
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.events"), []byte("populated 0\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s.handle(s.next(t)); s.watching != nil {
+			t.Errorf("listed %q: the stop goes on", listed)
+		}
+	}
+}
+
+// TestStopLooksAgain: what was seen as alive is gone when it is to be watched.
+func TestStopLooksAgain(t *testing.T) {
+	s := stoppingShim(t, "")
+	s.lookAtMembers()
+	if m, ok := s.next(t).(msgMember); !ok {
+		t.Errorf("%v came", m)
+	}
+}
+
+// TestStopWaitsForDescriptors: without any nothing is seen, which is no end.
+func TestStopWaitsForDescriptors(t *testing.T) {
+	s := stoppingShim(t, "")
+	s.svc.Main = refOf(sleeper(t).Process.Pid)
+	withoutDescriptors(t, func() {
+		if s.treeIsEmpty() {
+			t.Error("a tree is empty that cannot be looked at")
+		}
+		s.lookAtMembers()
+	})
+	s.handle(s.next(t))
+	if s.watching == nil || !s.members[s.svc.Main.PID] {
+		t.Error("the process is not waited for")
+	}
+	_ = signalProcess(s.svc.Main, unix.SIGKILL)
+	s.next(t)
 }

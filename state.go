@@ -515,7 +515,7 @@ func (h home) startAndConnect() (*os.File, error) {
 			s.wait()
 			continue
 		}
-		err = h.startDaemon(lock, launch{env: daemonEnvironment(os.Environ())})
+		err = h.startDaemon(lock, launch{env: daemonEnvironment(os.Environ())}, nil)
 		unix.Close(lock)
 		if err != nil {
 			return nil, err
@@ -670,8 +670,9 @@ func shimArguments(name string) []string {
 	return []string{shimName, name}
 }
 
-// startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent.
-func (h home) startDaemon(lock int, l launch) error {
+// startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent. hangups is
+// who takes our own SIGHUP, nil = nobody: it is ignored for the moment of the start.
+func (h home) startDaemon(lock int, l launch, hangups chan<- os.Signal) error {
 	log, err := openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot start the daemon: cannot open its log: %w", err)
@@ -695,7 +696,10 @@ func (h home) startDaemon(lock int, l launch) error {
 	l.files = []uintptr{uintptr(null), uintptr(log), uintptr(log), uintptr(lock), w.Fd()}
 	l.dir, l.setsid, l.cgroup = "/", true, -1
 	_, pidfd, err := l.start()
-	if !ignored { // a shim goes on ignoring it
+	switch {
+	case hangups != nil:
+		signal.Notify(hangups, syscall.SIGHUP)
+	case !ignored:
 		signal.Reset(syscall.SIGHUP)
 	}
 	w.Close()

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -448,5 +449,36 @@ func TestRecordsOfAnotherBoot(t *testing.T) {
 	}
 	if rec, err := h.readState("web", "old"); err != nil || rec.Sub != running {
 		t.Errorf("making it again loses the record: %+v, %v", rec, err)
+	}
+}
+
+// TestHangupDuringADaemonsStart: who starts a daemon and takes SIGHUP itself goes on taking it while the daemon comes up.
+func TestHangupDuringADaemonsStart(t *testing.T) {
+	h := home{t.TempDir()}
+	program, heard := filepath.Join(h.path, "daemon"), filepath.Join(h.path, "heard")
+	script := "#!/bin/sh\nwhile [ ! -e " + heard + " ] && kill -HUP $PPID; do :; done\necho ok >&4\n"
+	if err := os.WriteFile(program, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockDirectory(h.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(lock)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
+	started := make(chan error)
+	go func() { started <- h.startDaemon(lock, launch{path: program}, hangups) }()
+	select {
+	case <-hangups:
+	case <-time.After(testPatience):
+		t.Error("the signals were lost")
+	}
+	if err := os.WriteFile(heard, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err != nil {
+		t.Error(err)
 	}
 }

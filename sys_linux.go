@@ -41,6 +41,11 @@ func randomBytes() (b [16]byte) {
 // errGone: the process that a pidRef names does not run any more (or is a zombie).
 var errGone = errors.New("process is gone")
 
+// isShortage: the call found no descriptor or no memory, and says nothing about what it was to look at.
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
 // procStat is the part of proc_pid_stat(5) that we use.
 type procStat struct {
 	pid, ppid, pgrp, session int
@@ -157,7 +162,7 @@ func openProcess(ref pidRef) (int, error) {
 		return -1, errGone
 	}
 	if err != nil {
-		return -1, fmt.Errorf("cannot open process %d: %v", ref.PID, err)
+		return -1, fmt.Errorf("cannot open process %d: %w", ref.PID, err)
 	}
 	if err := checkIdentity(fd, ref); err != nil {
 		unix.Close(fd)
@@ -175,6 +180,9 @@ func checkIdentity(fd int, ref pidRef) error {
 	if err != nil {
 		if ino != 0 && ino == ref.Ino { // /proc hidden or absent: the inode alone is proof
 			return nil
+		}
+		if isShortage(err) {
+			return fmt.Errorf("cannot look at process %d: %w", ref.PID, err)
 		}
 		return errGone
 	}
@@ -200,10 +208,11 @@ func refOf(pid int) pidRef {
 	return identify(pid, fd)
 }
 
+// processAlive tells whether the process runs that ref names; where that cannot be told, it does.
 func processAlive(ref pidRef) bool {
 	fd, err := openProcess(ref)
 	if err != nil {
-		return false
+		return isShortage(err)
 	}
 	unix.Close(fd)
 	return true
@@ -268,15 +277,45 @@ func whenReadable(fd int, post func(f *os.File)) {
 	go func() {
 		raw, err := f.SyscallConn()
 		if err == nil {
-			_ = raw.Read(func(fd uintptr) bool { return pollIn(int(fd)) })
+			err = raw.Read(func(fd uintptr) bool { return pollIn(int(fd)) })
+		}
+		for err != nil && !pollFor(fd, -1) { // the poller has no room (max_user_watches of man 7 epoll): this takes a thread
 		}
 		post(f)
 	}()
 }
 
-func pollIn(fd int) bool {
+// whenUnpopulated calls post once, from a goroutine of its own, when the cgroup is empty or removed whose cgroup.events is fd. The kernel
+// wakes who polls that file at each change (man 7 cgroups). It owns fd, which must be non-blocking.
+func whenUnpopulated(fd int, post func()) {
+	f := os.NewFile(uintptr(fd), "cgroup.events")
+	go func() {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			err = raw.Read(func(fd uintptr) bool { return unpopulated(int(fd)) })
+		}
+		f.Close()
+		if err != nil { // the poller has no room
+			time.AfterFunc(retryPause, post)
+			return
+		}
+		post()
+	}()
+}
+
+// unpopulated reads cgroup.events, which covers the cgroups below too. It can be read no more when the cgroup is removed.
+func unpopulated(fd int) bool {
+	var b [256]byte
+	n, err := unix.Pread(fd, b[:], 0)
+	return err != nil || bytes.Contains(b[:n], []byte("populated 0"))
+}
+
+func pollIn(fd int) bool { return pollFor(fd, 0) }
+
+// pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal ends the wait too.
+func pollFor(fd, ms int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(p, 0)
+	n, err := unix.Poll(p, ms)
 	return err == nil && n > 0
 }
 
@@ -328,6 +367,12 @@ func endedChild() (waitedChild, error) {
 		how = exitDumped
 	}
 	return waitedChild{int(info.pid), exitStatus{how, int(info.status)}}, nil
+}
+
+// hasChildren: there is one at least, whose end comes as SIGCHLD.
+func hasChildren() bool {
+	_, err := endedChild()
+	return err != unix.ECHILD
 }
 
 // reapChild removes a zombie that endedChild has shown.
@@ -577,6 +622,9 @@ func dialAt(dir, name string) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
+
+// retryPause is the wait after a call that found no descriptor or no memory: nothing tells when there is some again.
+const retryPause = 100 * time.Millisecond
 
 // acceptFrom waits for the next connection. Temporary failures (EMFILE…) are returned: the caller decides when to try again.
 func acceptFrom(l *os.File) (*os.File, error) {

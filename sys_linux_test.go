@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -148,6 +149,62 @@ func TestWhenReadable(t *testing.T) {
 	case <-ended:
 	case <-time.After(testPatience):
 		t.Error("the end of the process is not noticed")
+	}
+	_ = cmd.Wait()
+}
+
+// TestWhenReadableWithoutPoller: a descriptor that the poller does not take is waited for all the same.
+func TestWhenReadableWithoutPoller(t *testing.T) {
+	cmd := sleeper(t)
+	fd, err := unix.PidfdOpen(cmd.Process.Pid, 0) // the runtime leaves one that blocks to its user
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan bool)
+	whenReadable(fd, func(f *os.File) { ended <- pollIn(fd); f.Close() })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case is := <-ended:
+		if !is {
+			t.Error("a living process is said to have ended")
+		}
+	case <-time.After(testPatience):
+		t.Error("the end of the process is not noticed")
+	}
+}
+
+func TestWhenUnpopulated(t *testing.T) {
+	parent := writableCgroup2()
+	if parent == "" {
+		skip(t, "this machine gives no cgroup2")
+	}
+	dir := filepath.Join(parent, "diakonos-test-"+strconv.Itoa(os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(dir)
+	cmd := sleeper(t)
+	if err := os.WriteFile(dir+"/cgroup.procs", pidFileText(cmd.Process.Pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(dir+"/cgroup.events", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := make(chan bool)
+	whenUnpopulated(fd, func() { empty <- cgroupEmpty(dir) })
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case is := <-empty:
+		if !is {
+			t.Error("a populated cgroup is said to be empty")
+		}
+	case <-time.After(testPatience):
+		t.Error("the end of the last process is not noticed")
 	}
 	_ = cmd.Wait()
 }

@@ -29,14 +29,20 @@ type tree struct {
 
 // list returns the PIDs of the tree. They may be gone the next moment; signal checks again.
 func (t tree) list() []int {
+	pids, _ := t.look()
+	return pids
+}
+
+// look is list, with an error where it sees less than there is: /proc is not there (ENOENT), or cannot be read now.
+func (t tree) look() ([]int, error) {
 	if t.cgroup != "" {
 		if pids, err := cgroupMembers(t.cgroup); err == nil {
-			return pids
+			return pids, nil
 		}
 	}
 	if !t.adopted && t.shim != 0 {
 		if pids, ok := descendants(t.shim); ok {
-			return t.withoutOurs(pids)
+			return t.withoutOurs(pids), nil
 		}
 	}
 	return t.closure()
@@ -106,9 +112,9 @@ func children(pid int) (pids []int, ok bool) {
 }
 
 // closure finds the tree over all processes: {members}, their descendants and the shim's, sessions led by a live member, and processes
-// with the service's id in DIAKONOS_SCOPE, to a fixed point (DESIGN.md, section 3).
-func (t tree) closure() []int {
-	all := processes()
+// with the service's id in DIAKONOS_SCOPE, to a fixed point (DESIGN.md, section 3). Where it cannot look, it gives the members.
+func (t tree) closure() ([]int, error) {
+	all, err := processes()
 	in := make(map[int]bool)
 	for _, m := range t.members {
 		if processAlive(m) {
@@ -135,7 +141,7 @@ func (t tree) closure() []int {
 		pids = append(pids, pid)
 	}
 	slices.Sort(pids)
-	return pids
+	return pids, err
 }
 
 // inScope tells whether the environment of a process names the service's id.
@@ -163,10 +169,13 @@ func scopeOf(pid int) string {
 }
 
 // processes lists what /proc shows, in one pass.
-func processes() []procStat {
+func processes() ([]procStat, error) {
 	names, err := readDirNames("/proc")
+	if err == nil {
+		err = unix.Access("/proc/self/stat", unix.F_OK) // the directory may be there without the file system
+	}
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var all []procStat
 	for _, name := range names {
@@ -174,11 +183,15 @@ func processes() []procStat {
 		if err != nil {
 			continue
 		}
-		if s, err := readStat(pid); err == nil {
+		s, err := readStat(pid)
+		if isShortage(err) {
+			return nil, err
+		}
+		if err == nil {
 			all = append(all, s)
 		}
 	}
-	return all
+	return all, nil
 }
 
 func readDirNames(dir string) ([]string, error) {

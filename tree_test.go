@@ -43,7 +43,8 @@ func grove(t *testing.T, env []string, args ...string) *exec.Cmd {
 
 // marked lists the live processes that have the mark on their command line.
 func marked(mark string) (pids []int) {
-	for _, p := range processes() {
+	all, _ := processes()
+	for _, p := range all {
 		if p.state != 'Z' && strings.Contains(commandLine(p), mark) {
 			pids = append(pids, p.pid)
 		}
@@ -110,7 +111,7 @@ func TestClosureFindsTheTree(t *testing.T) {
 			if !c.all {
 				want = nil
 			}
-			if got := tr.closure(); !slices.Equal(got, want) {
+			if got, err := tr.closure(); err != nil || !slices.Equal(got, want) {
 				t.Errorf("found %v, want %v", got, want)
 			}
 			if got := tr.list(); !slices.Equal(got, want) {
@@ -140,7 +141,7 @@ func TestClosureOfASession(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr := tree{home: home{t.TempDir()}, name: "web", adopted: true, members: []pidRef{refOf(cmd.Process.Pid)}}
-	found := tr.closure()
+	found, _ := tr.closure()
 	orphans := 0
 	for _, pid := range found {
 		if st, err := readStat(pid); err == nil && pid != cmd.Process.Pid && st.ppid != cmd.Process.Pid && st.session == cmd.Process.Pid {
