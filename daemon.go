@@ -411,8 +411,10 @@ func (m *manager) onSignal(sig syscall.Signal) {
 	case syscall.SIGHUP:
 		m.readAgain()
 	case syscall.SIGTERM, syscall.SIGINT:
-		if err := m.writeSelf(wantedStopped, 0); err != nil {
-			m.say("%v", err)
+		if m.killer == nil { // else "killed" stands there, and what was begun goes on without us
+			if err := m.writeSelf(wantedStopped, 0); err != nil {
+				m.say("%v", err)
+			}
 		}
 		m.end()
 	}
