@@ -77,9 +77,7 @@ const (
 	resultSignal        = "signal"
 	resultCoreDump      = "core-dump"
 	resultTimeout       = "timeout"
-	resultWatchdog      = "watchdog"
 	resultStartLimitHit = "start-limit-hit"
-	resultOOMKill       = "oom-kill"
 	resultDependency    = "dependency"
 	resultResources     = "resources"
 	resultProtocol      = "protocol"
@@ -1213,10 +1211,8 @@ func restartTable(p restartPolicy, result string) bool {
 		return result != resultSuccess && result != resultExitCode
 	case restartOnAbort:
 		return result == resultSignal || result == resultCoreDump
-	case restartOnWatchdog:
-		return result == resultWatchdog
 	}
-	return false
+	return false // no; on-watchdog, as long as there is no watchdog
 }
 
 func (s *service) enterAutoRestart(now instant) {
