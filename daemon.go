@@ -82,7 +82,8 @@ type supervised struct {
 	tries  int
 	met    time.Time     // hello of the present shim
 	brief  int           // shims in a row that ended soon after it
-	pause  time.Duration // before the shim is looked for again
+	pause  time.Duration // before the shim was looked for last; it doubles
+	later  bool          // msgRetry is on the way: until then nothing is done for the shim
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
 	worked string        // the job that was begun last
@@ -385,6 +386,7 @@ func (m *manager) handle(msg any) {
 	case msgShimGone:
 		m.onShimGone(msg)
 	case msgRetry:
+		msg.e.later = false
 		m.reachShim(msg.e)
 	case msgAdoptEnd:
 		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
@@ -717,9 +719,15 @@ func (m *manager) lineOf(e *supervised, x ended) jobLine {
 
 // startShim plans to start a shim at the end of this round.
 func (m *manager) startShim(e *supervised) {
-	if e.link == nil && e.pause == 0 && !slices.Contains(m.pending, e) {
+	if e.link == nil && !e.later && !slices.Contains(m.pending, e) {
 		m.pending = append(m.pending, e)
 	}
+}
+
+// lookLater looks for the shim after a pause, and lets it alone until then.
+func (m *manager) lookLater(e *supervised, pause time.Duration) {
+	e.pause, e.later = pause, true
+	time.AfterFunc(pause, func() { m.inbox <- msgRetry{e} })
 }
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
@@ -945,8 +953,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	}
 	m.bereaved[e] = true
 	if e.endsInHaste(met) {
-		e.pause = shimFirst
-		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+		m.lookLater(e, shimFirst)
 		return
 	}
 	m.retryShim(e, errNoHello)
@@ -1029,8 +1036,7 @@ func (m *manager) reachLater(e *supervised) {
 	if e.pause == shimPause && e.order != nil {
 		m.finish(e, jobFailed, "its shim does not answer; see "+m.home.daemonLog())
 	}
-	e.pause = min(max(2*e.pause, shimFirst), shimPause)
-	time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+	m.lookLater(e, min(max(2*e.pause, shimFirst), shimPause))
 }
 
 // collectOrphans finds our new children, which dead shims have left: we are their subreaper. One walk serves all shims that died in this
