@@ -29,7 +29,7 @@ const (
 	shimTries   = 5                      // starts of a shim in a row that did not come to its hello
 	shimFirst   = 100 * time.Millisecond // pause before the next try, doubling to shimPause
 	shimBrief   = time.Second            // a shim that ends sooner after its hello may do so for ever
-	takeOverMax = 10 * time.Second       // for an auto-started daemon to give way to one in the foreground
+	takeOverMax = 10 * time.Second       // for an auto-started daemon to come up, and then to give way to one in the foreground
 )
 
 // manager is the daemon's state. Everything below "loop" is touched by its owner goroutine alone.
@@ -207,7 +207,7 @@ func newManager(h home, mode string) (*manager, error) {
 		if err := h.make(); err != nil {
 			return nil, err
 		}
-		if err := takeHome(h, mode); err != nil {
+		if err := takeHome(h); err != nil {
 			return nil, err
 		}
 		closeInherited(3)
@@ -241,16 +241,28 @@ func managerWithLock(h home, mode string) (*manager, error) {
 	return m, nil
 }
 
-// takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not.
-func takeHome(h home, mode string) error {
-	_, err := lockDirectory(h.path)
-	if err != unix.EWOULDBLOCK {
-		return err
+// takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not. One that
+// is just starting is not in daemon.json yet.
+func takeHome(h home) error {
+	for s := h.search(); ; s.wait() {
+		_, err := lockDirectory(h.path)
+		if err != unix.EWOULDBLOCK {
+			return err
+		}
+		d, err := h.readDaemon()
+		switch up := err == nil && d.Started != 0 && processAlive(d.Daemon); {
+		case up && d.Mode == modeAuto:
+			return takeOver(h, d)
+		case up:
+			return fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
+		case time.Since(s.began) > takeOverMax:
+			return fmt.Errorf("a process that is not in %s holds the lock of %s, and does not let go of it", h.daemonFile(), h.path)
+		}
 	}
-	d, err := h.readDaemon()
-	if err != nil || d.Started == 0 || d.Mode != modeAuto {
-		return fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
-	}
+}
+
+// takeOver ends an auto-started daemon and takes its lock.
+func takeOver(h home, d daemonRecord) error {
 	if err := signalProcess(d.Daemon, syscall.SIGTERM); err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("cannot end the auto-started daemon of %s: %w", h.path, err)
 	}

@@ -1,12 +1,14 @@
 // Role: tests of the daemon's decisions that need no daemon.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: sys, supervise, state, daemon, script.
+// Uses: wire, sys, supervise, state, daemon, script.
 
 package main
 
 import (
 	"os"
+	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
@@ -59,5 +61,37 @@ func TestShimLostBeforeItsHello(t *testing.T) {
 	m.handle(nextMessage[msgShimGone](t, m))
 	if len(m.pending) != 1 || m.pending[0] != e {
 		t.Errorf("%d shims are about to be started, want a successor of this one", len(m.pending))
+	}
+}
+
+// A daemon in the foreground meets one that a command is just starting: it holds the lock, and daemon.json tells of the one before it.
+func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
+	h := home{t.TempDir()}
+	lock, err := lockDirectory(h.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := daemonRecord{Mode: modeForeground, Wanted: wantedRunning, Started: 1, Daemon: pidRef{PID: 1 << 30, Start: 1}}
+	if err := h.writeDaemon(before); err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command("sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	taken := make(chan error, 1)
+	go func() {
+		taken <- takeHome(h)
+		_ = other.Process.Kill()
+	}()
+	if err := h.writeDaemon(daemonRecord{Mode: modeAuto, Wanted: wantedRunning, Started: bootNow(), Daemon: refOf(other.Process.Pid)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Wait(); err == nil || other.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+		t.Errorf("the other one ends with %v, want SIGTERM", err)
+	}
+	unix.Close(lock)
+	if err := <-taken; err != nil {
+		t.Error(err)
 	}
 }
