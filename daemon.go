@@ -29,6 +29,7 @@ const (
 	shimTries   = 5                      // starts of a shim in a row that did not come to its hello
 	shimFirst   = 100 * time.Millisecond // pause before the next try, doubling to shimPause
 	shimBrief   = time.Second            // a shim that ends sooner after its hello may do so for ever
+	answerMax   = 5 * time.Second        // for a shim to take an order; one that does not is stopped (SIGSTOP), or hangs
 	takeOverMax = 10 * time.Second       // for an auto-started daemon to come up, and then to give way to one in the foreground
 )
 
@@ -61,6 +62,7 @@ type manager struct {
 	serviceDir string
 	killer     *asker // `kill` is under way
 	ending     bool
+	listening  bool                 // msgAnswersDue is on the way
 	previous   daemonRecord         // what daemon.json said before us
 	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
@@ -86,11 +88,22 @@ type supervised struct {
 	later  bool          // msgRetry is on the way: until then nothing is done for the shim
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
-	worked string        // the job that was begun last
+	asked  time.Time     // when its shim was told to do something; zero once it has said anything
+	deaf   deafness
+	worked string // the job that was begun last
 	began  time.Time
 	before wantRecord
 	want   wantRecord
 }
+
+// deafness is what was done about a shim that does not answer.
+type deafness int
+
+const (
+	hearing  deafness = iota
+	reported          // its clients know
+	killed            // only `kill` does that
+)
 
 // carried is an order of the queue that has been given to a shim.
 type carried struct {
@@ -128,8 +141,9 @@ type (
 		e    *supervised
 		link *conn
 	}
-	msgRetry    struct{ e *supervised }
-	msgAdoptEnd struct{}
+	msgRetry      struct{ e *supervised }
+	msgAdoptEnd   struct{}
+	msgAnswersDue struct{}
 )
 
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
@@ -400,6 +414,8 @@ func (m *manager) handle(msg any) {
 	case msgRetry:
 		msg.e.later = false
 		m.reachShim(msg.e)
+	case msgAnswersDue:
+		m.checkAnswers()
 	case msgAdoptEnd:
 		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
 			clear(m.adopting)
@@ -655,6 +671,7 @@ func (m *manager) carryOut(o order) {
 			m.say("the stop of %q will not survive a crash: %v", e.name, err)
 		}
 	}
+	m.expectAnswer(e)
 	if e.link == nil {
 		m.startShim(e)
 		return
@@ -662,10 +679,84 @@ func (m *manager) carryOut(o order) {
 	m.poke(e, shimFrame{Op: opWant}) // also before its hello: it reads our frames in order
 }
 
+// expectAnswer: the shim is being told something. One timer serves all.
+func (m *manager) expectAnswer(e *supervised) {
+	e.asked, e.deaf = time.Now(), hearing
+	m.awaitAnswers(answerMax)
+}
+
+func (m *manager) awaitAnswers(limit time.Duration) {
+	if !m.listening {
+		m.listening = true
+		time.AfterFunc(limit, func() { m.inbox <- msgAnswersDue{} })
+	}
+}
+
+// checkAnswers looks for shims that were told something and have not stirred since. Their clients hear of it. `kill` must come to an end:
+// it has such a shim replaced, since the successor knows everything, and goes on without one that outlives even that.
+func (m *manager) checkAnswers() {
+	next, waits := answerMax, false
+	for _, e := range m.services {
+		left := answerMax - time.Since(e.asked)
+		switch {
+		case e.asked.IsZero():
+		case left > 0:
+			next = min(next, left)
+		case m.killer == nil && e.deaf == hearing:
+			e.deaf = reported
+			m.reportDeaf(e)
+		case m.killer != nil:
+			m.endDeaf(e)
+		}
+		waits = waits || !e.asked.IsZero() && e.deaf != reported
+	}
+	m.listening = false
+	if waits {
+		m.awaitAnswers(next)
+	}
+}
+
+// reportDeaf tells who waits for a shim why it takes so long.
+func (m *manager) reportDeaf(e *supervised) {
+	text := fmt.Sprintf("the shim of %q does not answer", e.name)
+	if e.hello { // else its PID is not known
+		text += fmt.Sprintf("; if it is stopped, `kill -CONT %d` lets it go on", e.record.ShimPID)
+	}
+	m.say("%s", text)
+	if e.order == nil {
+		return
+	}
+	for _, w := range e.order.job.Waiters {
+		if a, ok := w.Token.(*asker); ok {
+			m.send(a.c, reply{Warn: text})
+		}
+	}
+}
+
+// endDeaf ends a shim that holds up `kill`.
+func (m *manager) endDeaf(e *supervised) {
+	switch {
+	case !lockIsTaken(m.home.runDir(e.name)): // it is about to be started
+		m.expectAnswer(e)
+	case e.deaf != killed && m.home.signalShim(e.name, e.record.ShimPID, syscall.SIGKILL):
+		m.say("the shim of %q does not answer: it is replaced", e.name)
+		m.expectAnswer(e)
+		e.deaf = killed
+	default:
+		m.say("the shim of %q does not answer and cannot be ended", e.name)
+		e.asked = time.Time{}
+		if link := e.link; link != nil {
+			e.link = nil
+			_ = unix.Shutdown(int(link.f.Fd()), unix.SHUT_RDWR) // its reader closes it
+		}
+		m.finish(e, jobFailed, "its shim does not answer and cannot be ended")
+	}
+}
+
 // finish reports the end of the order under way.
 func (m *manager) finish(e *supervised, result jobResult, text string) {
 	c := e.order
-	e.order = nil
+	e.order, e.asked = nil, time.Time{}
 	if c != nil {
 		m.tell(m.jobs.finished(e.name, c.job.ID, c.verb, result, text))
 	}
@@ -786,7 +877,7 @@ func (m *manager) detach(batch []*supervised) error {
 			return err
 		}
 		defer unix.Close(theirs)
-		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
+		e.link, e.hello, e.child, e.pid, e.leave = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0, false
 		m.handOver(e)
 		l.files = append(l.files, uintptr(theirs))
 		if len(batch) > 1 {
@@ -877,6 +968,7 @@ func (m *manager) onShim(msg msgShim) {
 		}
 		return
 	}
+	e.asked, e.deaf = time.Time{}, hearing
 	for i, fd := range msg.fds {
 		e.keep(msg.f.Names[i], fd)
 	}
@@ -1044,7 +1136,7 @@ func (m *manager) reachShim(e *supervised) {
 
 // reachLater: a shim that holds its lock but cannot be reached is about to bind its socket, or to bind it anew after it was deleted.
 func (m *manager) reachLater(e *supervised) {
-	m.home.askShimToBindAnew(e.name, e.record.ShimPID)
+	m.home.signalShim(e.name, e.record.ShimPID, syscall.SIGHUP)
 	if e.pause == shimPause && e.order != nil {
 		m.finish(e, jobFailed, "its shim does not answer; see "+m.home.daemonLog())
 	}
