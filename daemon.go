@@ -775,7 +775,7 @@ func (m *manager) tell(list []ended) {
 	}
 }
 
-// closeWish: a job that ended otherwise than by its shim leaves a wish that nobody will answer.
+// closeWish: a job that ended otherwise than by its shim leaves a wish that nobody will answer, and that an idle shim may wait for.
 func (m *manager) closeWish(e *supervised, x ended) {
 	if !strings.HasPrefix(e.want.Job, x.Job.ID) || strings.HasPrefix(e.record.Job.ID, x.Job.ID) && e.record.Job.Outcome != "" {
 		return
@@ -787,6 +787,9 @@ func (m *manager) closeWish(e *supervised, x ended) {
 	if x.Result == jobCanceled || x.Result == jobDependency {
 		if err := m.writeWant(e, e.before); err != nil {
 			m.say("%v", err)
+		}
+		if e.link != nil {
+			m.poke(e, shimFrame{Op: opIdle})
 		}
 	}
 }

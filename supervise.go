@@ -1328,9 +1328,13 @@ func (s *service) onStopTimeout(now instant) {
 	s.enterSignal(now, stopSigkill)
 }
 
-// quitIfIdle: an active service of which nothing runs needs no shim.
+// idle: a service of which nothing runs needs no shim, also when it is active.
+func (s *service) idle() bool {
+	return s.Sub == dead || s.Sub == failed || s.Sub == exited && s.Main.zero() && s.Control.zero()
+}
+
 func (s *service) quitIfIdle() {
-	if s.Sub == dead || s.Sub == failed || s.Sub == exited && s.Main.zero() && s.Control.zero() {
+	if s.idle() {
 		s.do(quit{})
 	}
 }
