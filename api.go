@@ -483,6 +483,7 @@ func (m *manager) answerKill(c *session) {
 	}
 	slices.Sort(names)
 	m.submit(demand{Kind: stopJob, Names: names, By: byKill, Waiter: a})
+	m.awaitAnswers(answerMax) // also of a stop that was under way
 }
 
 // checkKill ends the daemon once nothing runs: no job, no shim.
@@ -499,6 +500,7 @@ func (m *manager) checkKill() {
 			waits = true // its shim is about to end
 			if !e.leave {
 				e.leave = true
+				m.expectAnswer(e)
 				m.poke(e, shimFrame{Op: opLeave})
 			}
 		}

@@ -29,7 +29,8 @@ const (
 	shimTries   = 5                      // starts of a shim in a row that did not come to its hello
 	shimFirst   = 100 * time.Millisecond // pause before the next try, doubling to shimPause
 	shimBrief   = time.Second            // a shim that ends sooner after its hello may do so for ever
-	takeOverMax = 10 * time.Second       // for an auto-started daemon to give way to one in the foreground
+	answerMax   = 5 * time.Second        // for a shim to take an order; one that does not is stopped (SIGSTOP), or hangs
+	takeOverMax = 10 * time.Second       // for an auto-started daemon to come up, and then to give way to one in the foreground
 )
 
 // manager is the daemon's state. Everything below "loop" is touched by its owner goroutine alone.
@@ -61,6 +62,7 @@ type manager struct {
 	serviceDir string
 	killer     *asker // `kill` is under way
 	ending     bool
+	listening  bool                 // msgAnswersDue is on the way
 	previous   daemonRecord         // what daemon.json said before us
 	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
@@ -82,14 +84,26 @@ type supervised struct {
 	tries  int
 	met    time.Time     // hello of the present shim
 	brief  int           // shims in a row that ended soon after it
-	pause  time.Duration // before the shim is looked for again
+	pause  time.Duration // before the shim was looked for last; it doubles
+	later  bool          // msgRetry is on the way: until then nothing is done for the shim
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
-	worked string        // the job that was begun last
+	asked  time.Time     // when its shim was told to do something; zero once it has said anything
+	deaf   deafness
+	worked string // the job that was begun last
 	began  time.Time
 	before wantRecord
 	want   wantRecord
 }
+
+// deafness is what was done about a shim that does not answer.
+type deafness int
+
+const (
+	hearing  deafness = iota
+	reported          // its clients know
+	killed            // only `kill` does that
+)
 
 // carried is an order of the queue that has been given to a shim.
 type carried struct {
@@ -127,8 +141,9 @@ type (
 		e    *supervised
 		link *conn
 	}
-	msgRetry    struct{ e *supervised }
-	msgAdoptEnd struct{}
+	msgRetry      struct{ e *supervised }
+	msgAdoptEnd   struct{}
+	msgAnswersDue struct{}
 )
 
 // daemonMain runs the daemon: `diakonosd`, `diakonos daemon`, or started by one of us.
@@ -206,7 +221,7 @@ func newManager(h home, mode string) (*manager, error) {
 		if err := h.make(); err != nil {
 			return nil, err
 		}
-		if err := takeHome(h, mode); err != nil {
+		if err := takeHome(h); err != nil {
 			return nil, err
 		}
 		closeInherited(3)
@@ -240,16 +255,28 @@ func managerWithLock(h home, mode string) (*manager, error) {
 	return m, nil
 }
 
-// takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not.
-func takeHome(h home, mode string) error {
-	_, err := lockDirectory(h.path)
-	if err != unix.EWOULDBLOCK {
-		return err
+// takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not. One that
+// is just starting is not in daemon.json yet.
+func takeHome(h home) error {
+	for s := h.search(); ; s.wait() {
+		_, err := lockDirectory(h.path)
+		if err != unix.EWOULDBLOCK {
+			return err
+		}
+		d, err := h.readDaemon()
+		switch up := err == nil && d.Started != 0 && processAlive(d.Daemon); {
+		case up && d.Mode == modeAuto:
+			return takeOver(h, d)
+		case up:
+			return fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
+		case time.Since(s.began) > takeOverMax:
+			return fmt.Errorf("a process that is not in %s holds the lock of %s, and does not let go of it", h.daemonFile(), h.path)
+		}
 	}
-	d, err := h.readDaemon()
-	if err != nil || d.Started == 0 || d.Mode != modeAuto {
-		return fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
-	}
+}
+
+// takeOver ends an auto-started daemon and takes its lock.
+func takeOver(h home, d daemonRecord) error {
 	if err := signalProcess(d.Daemon, syscall.SIGTERM); err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("cannot end the auto-started daemon of %s: %w", h.path, err)
 	}
@@ -385,7 +412,10 @@ func (m *manager) handle(msg any) {
 	case msgShimGone:
 		m.onShimGone(msg)
 	case msgRetry:
+		msg.e.later = false
 		m.reachShim(msg.e)
+	case msgAnswersDue:
+		m.checkAnswers()
 	case msgAdoptEnd:
 		if len(m.adopting) > 0 { // one that is stopped (SIGSTOP) must not hold up the others
 			clear(m.adopting)
@@ -411,8 +441,10 @@ func (m *manager) onSignal(sig syscall.Signal) {
 	case syscall.SIGHUP:
 		m.readAgain()
 	case syscall.SIGTERM, syscall.SIGINT:
-		if err := m.writeSelf(wantedStopped, 0); err != nil {
-			m.say("%v", err)
+		if m.killer == nil { // else "killed" stands there, and what was begun goes on without us
+			if err := m.writeSelf(wantedStopped, 0); err != nil {
+				m.say("%v", err)
+			}
 		}
 		m.end()
 	}
@@ -638,6 +670,7 @@ func (m *manager) carryOut(o order) {
 			m.say("the stop of %q will not survive a crash: %v", e.name, err)
 		}
 	}
+	m.expectAnswer(e)
 	if e.link == nil {
 		m.startShim(e)
 		return
@@ -645,10 +678,84 @@ func (m *manager) carryOut(o order) {
 	m.poke(e, shimFrame{Op: opWant}) // also before its hello: it reads our frames in order
 }
 
+// expectAnswer: the shim is being told something. One timer serves all.
+func (m *manager) expectAnswer(e *supervised) {
+	e.asked, e.deaf = time.Now(), hearing
+	m.awaitAnswers(answerMax)
+}
+
+func (m *manager) awaitAnswers(limit time.Duration) {
+	if !m.listening {
+		m.listening = true
+		time.AfterFunc(limit, func() { m.inbox <- msgAnswersDue{} })
+	}
+}
+
+// checkAnswers looks for shims that were told something and have not stirred since. Their clients hear of it. `kill` must come to an end:
+// it has such a shim replaced, since the successor knows everything, and goes on without one that outlives even that.
+func (m *manager) checkAnswers() {
+	next, waits := answerMax, false
+	for _, e := range m.services {
+		left := answerMax - time.Since(e.asked)
+		switch {
+		case e.asked.IsZero():
+		case left > 0:
+			next = min(next, left)
+		case m.killer == nil && e.deaf == hearing:
+			e.deaf = reported
+			m.reportDeaf(e)
+		case m.killer != nil:
+			m.endDeaf(e)
+		}
+		waits = waits || !e.asked.IsZero() && e.deaf != reported
+	}
+	m.listening = false
+	if waits {
+		m.awaitAnswers(next)
+	}
+}
+
+// reportDeaf tells who waits for a shim why it takes so long.
+func (m *manager) reportDeaf(e *supervised) {
+	text := fmt.Sprintf("the shim of %q does not answer", e.name)
+	if e.hello { // else its PID is not known
+		text += fmt.Sprintf("; if it is stopped, `kill -CONT %d` lets it go on", e.record.ShimPID)
+	}
+	m.say("%s", text)
+	if e.order == nil {
+		return
+	}
+	for _, w := range e.order.job.Waiters {
+		if a, ok := w.Token.(*asker); ok {
+			m.send(a.c, reply{Warn: text})
+		}
+	}
+}
+
+// endDeaf ends a shim that holds up `kill`.
+func (m *manager) endDeaf(e *supervised) {
+	switch {
+	case !lockIsTaken(m.home.runDir(e.name)): // it is about to be started
+		m.expectAnswer(e)
+	case e.deaf != killed && m.home.signalShim(e.name, e.record.ShimPID, syscall.SIGKILL):
+		m.say("the shim of %q does not answer: it is replaced", e.name)
+		m.expectAnswer(e)
+		e.deaf = killed
+	default:
+		m.say("the shim of %q does not answer and cannot be ended", e.name)
+		e.asked = time.Time{}
+		if link := e.link; link != nil {
+			e.link = nil
+			_ = unix.Shutdown(int(link.f.Fd()), unix.SHUT_RDWR) // its reader closes it
+		}
+		m.finish(e, jobFailed, "its shim does not answer and cannot be ended")
+	}
+}
+
 // finish reports the end of the order under way.
 func (m *manager) finish(e *supervised, result jobResult, text string) {
 	c := e.order
-	e.order = nil
+	e.order, e.asked = nil, time.Time{}
 	if c != nil {
 		m.tell(m.jobs.finished(e.name, c.job.ID, c.verb, result, text))
 	}
@@ -667,7 +774,7 @@ func (m *manager) tell(list []ended) {
 	}
 }
 
-// closeWish: a job that ended otherwise than by its shim leaves a wish that nobody will answer.
+// closeWish: a job that ended otherwise than by its shim leaves a wish that nobody will answer, and that an idle shim may wait for.
 func (m *manager) closeWish(e *supervised, x ended) {
 	if !strings.HasPrefix(e.want.Job, x.Job.ID) || strings.HasPrefix(e.record.Job.ID, x.Job.ID) && e.record.Job.Outcome != "" {
 		return
@@ -679,6 +786,9 @@ func (m *manager) closeWish(e *supervised, x ended) {
 	if x.Result == jobCanceled || x.Result == jobDependency {
 		if err := m.writeWant(e, e.before); err != nil {
 			m.say("%v", err)
+		}
+		if e.link != nil {
+			m.poke(e, shimFrame{Op: opIdle})
 		}
 	}
 }
@@ -714,9 +824,15 @@ func (m *manager) lineOf(e *supervised, x ended) jobLine {
 
 // startShim plans to start a shim at the end of this round.
 func (m *manager) startShim(e *supervised) {
-	if e.link == nil && e.pause == 0 && !slices.Contains(m.pending, e) {
+	if e.link == nil && !e.later && !slices.Contains(m.pending, e) {
 		m.pending = append(m.pending, e)
 	}
+}
+
+// lookLater looks for the shim after a pause, and lets it alone until then.
+func (m *manager) lookLater(e *supervised, pause time.Duration) {
+	e.pause, e.later = pause, true
+	time.AfterFunc(pause, func() { m.inbox <- msgRetry{e} })
 }
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
@@ -763,7 +879,7 @@ func (m *manager) detach(batch []*supervised) error {
 			return err
 		}
 		defer unix.Close(theirs)
-		e.link, e.hello, e.child, e.pid = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0
+		e.link, e.hello, e.child, e.pid, e.leave = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0, false
 		m.handOver(e)
 		l.files = append(l.files, uintptr(theirs))
 		if len(batch) > 1 {
@@ -854,6 +970,7 @@ func (m *manager) onShim(msg msgShim) {
 		}
 		return
 	}
+	e.asked, e.deaf = time.Time{}, hearing
 	for i, fd := range msg.fds {
 		e.keep(msg.f.Names[i], fd)
 	}
@@ -945,8 +1062,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	}
 	m.bereaved[e] = true
 	if e.endsInHaste(met) {
-		e.pause = shimFirst
-		time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+		m.lookLater(e, shimFirst)
 		return
 	}
 	m.retryShim(e, errNoHello)
@@ -1025,12 +1141,11 @@ func (m *manager) reachShim(e *supervised) {
 
 // reachLater: a shim that holds its lock but cannot be reached is about to bind its socket, or to bind it anew after it was deleted.
 func (m *manager) reachLater(e *supervised) {
-	m.home.askShimToBindAnew(e.name, e.record.ShimPID)
+	m.home.signalShim(e.name, e.record.ShimPID, syscall.SIGHUP)
 	if e.pause == shimPause && e.order != nil {
 		m.finish(e, jobFailed, "its shim does not answer; see "+m.home.daemonLog())
 	}
-	e.pause = min(max(2*e.pause, shimFirst), shimPause)
-	time.AfterFunc(e.pause, func() { m.inbox <- msgRetry{e} })
+	m.lookLater(e, min(max(2*e.pause, shimFirst), shimPause))
 }
 
 // collectOrphans finds our new children, which dead shims have left: we are their subreaper. One walk serves all shims that died in this

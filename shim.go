@@ -833,6 +833,8 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 		s.svc.Orphans = append(s.svc.Orphans, f.Refs...)
 	case opReset:
 		s.feed(evReset{})
+	case opIdle:
+		s.quitting = s.svc.idle()
 	case opLeave:
 		s.leaving, s.quitting = true, true
 	case opHeal:

@@ -575,21 +575,30 @@ func (h home) askToBindAnew() {
 	}
 }
 
-// askShimToBindAnew tells the shim that holds the lock of a service to make its socket again. A shim is known by its name and by its
-// working directory, which no other process has under that name.
-func (h home) askShimToBindAnew(name string, pid int) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return
+// signalShim sends a signal to the shim that holds the lock of a service: SIGHUP makes it bind its socket again. pid is what its record says,
+// which may be that of its predecessor; then shim.pid knows better. A shim is known by its name and by its working directory, which no
+// other process has under that name. false: there is none that we can see.
+func (h home) signalShim(name string, pid int, sig syscall.Signal) bool {
+	b, _ := readSmall(h.shimPID(name))
+	for _, pid := range []int{pid, parsePIDFile(b)} {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		sent := h.isShim(name, pid) && pidfdSignal(fd, sig) == nil
+		unix.Close(fd)
+		if sent {
+			return true
+		}
 	}
-	defer unix.Close(fd)
+	return false
+}
+
+func (h home) isShim(name string, pid int) bool {
 	var dir, cwd unix.Stat_t
 	st, err := readStat(pid)
-	if err != nil || st.comm != shimName || unix.Stat(h.runDir(name), &dir) != nil ||
-		unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) != nil || dir.Ino != cwd.Ino || dir.Dev != cwd.Dev {
-		return
-	}
-	_ = pidfdSignal(fd, syscall.SIGHUP) // best effort: the caller looks again
+	return err == nil && st.comm == shimName && unix.Stat(h.runDir(name), &dir) == nil &&
+		unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) == nil && dir.Ino == cwd.Ino && dir.Dev == cwd.Dev
 }
 
 // askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.

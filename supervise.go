@@ -83,9 +83,7 @@ const (
 	resultSignal        = "signal"
 	resultCoreDump      = "core-dump"
 	resultTimeout       = "timeout"
-	resultWatchdog      = "watchdog"
 	resultStartLimitHit = "start-limit-hit"
-	resultOOMKill       = "oom-kill"
 	resultDependency    = "dependency"
 	resultResources     = "resources"
 	resultProtocol      = "protocol"
@@ -1220,10 +1218,8 @@ func restartTable(p restartPolicy, result string) bool {
 		return result != resultSuccess && result != resultExitCode
 	case restartOnAbort:
 		return result == resultSignal || result == resultCoreDump
-	case restartOnWatchdog:
-		return result == resultWatchdog
 	}
-	return false
+	return false // no; on-watchdog, as long as there is no watchdog
 }
 
 func (s *service) enterAutoRestart(now instant) {
@@ -1339,9 +1335,13 @@ func (s *service) onStopTimeout(now instant) {
 	s.enterSignal(now, stopSigkill)
 }
 
-// quitIfIdle: an active service of which nothing runs needs no shim.
+// idle: a service of which nothing runs needs no shim, also when it is active.
+func (s *service) idle() bool {
+	return s.Sub == dead || s.Sub == failed || s.Sub == exited && s.Main.zero() && s.Control.zero()
+}
+
 func (s *service) quitIfIdle() {
-	if s.Sub == dead || s.Sub == failed || s.Sub == exited && s.Main.zero() && s.Control.zero() {
+	if s.idle() {
 		s.do(quit{})
 	}
 }

@@ -522,13 +522,6 @@ func waitByte(fd int, at int64) error {
 	}
 }
 
-// byteTaken probes a lock without taking it.
-func byteTaken(fd int, at int64) bool {
-	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
-	err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lk)
-	return err == nil && lk.Type != unix.F_UNLCK
-}
-
 // ---- Unix sockets, without package net (it costs every process 0.1 ms at start, measured)
 
 // sunPathBytes is the longest socket path that fits sockaddr_un (man 7 unix).

@@ -448,7 +448,7 @@ func decodeStageReport(b []byte) (ok bool, f stageFailure) {
 
 // ---- control protocol between daemon and shims
 
-// Ops of shimFrame. From the shim: hello, state. To the shim: hello, want, held, exit, orphans, reset, leave, heal.
+// Ops of shimFrame. From the shim: hello, state. To the shim: hello, want, held, exit, orphans, reset, idle, leave, heal.
 const (
 	opHello   = "hello"   // first frame of each side
 	opState   = "state"   // State is new; Names label the descriptors that travel with it, to be held
@@ -457,6 +457,7 @@ const (
 	opExit    = "exit"    // a process of this service ended and was reaped by the sender
 	opOrphans = "orphans" // Refs: children of a dead predecessor
 	opReset   = "reset"   // reset-failed
+	opIdle    = "idle"    // the wish that may keep an idle shim is withdrawn
 	opLeave   = "leave"   // `kill`: end, also if leftovers of KillMode=process still write
 	opHeal    = "heal"    // start a daemon (asked by a client that runs inside this service)
 )

@@ -1,0 +1,97 @@
+// Role: tests of the daemon's decisions that need no daemon.
+// Runs in: go test.
+// Owns: nothing.
+// Uses: wire, sys, supervise, state, daemon, script.
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nextMessage waits for what comes to the loop.
+func nextMessage[T any](t *testing.T, m *manager) T {
+	t.Helper()
+	select {
+	case got := <-m.inbox:
+		msg, ok := got.(T)
+		if !ok {
+			t.Fatalf("%T came, want %T", got, msg)
+		}
+		return msg
+	case <-time.After(testPatience):
+		t.Fatal("nothing came to the loop")
+	}
+	panic("unreachable")
+}
+
+// A shim that cannot be reached is looked for after a pause. When its connection breaks before its hello, it is replaced: the pause is over.
+func TestShimLostBeforeItsHello(t *testing.T) {
+	m := &manager{home: home{t.TempDir()}, inbox: make(chan any, 8), services: map[string]*supervised{}, bereaved: map[*supervised]bool{}}
+	e := m.entry("web")
+	e.record.Sub = running
+	if err := os.Mkdir(m.home.runRoot(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.home.makeRunDir("web"); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockDirectory(m.home.runDir("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.reachLater(e)
+	retry := nextMessage[msgRetry](t, m)
+	l, err := listenAt(m.home.runDir("web"), shimSocketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.handle(retry)
+	if e.link == nil {
+		t.Fatal("the shim has a socket and is not reached")
+	}
+	l.Close()
+	unix.Close(lock)
+	m.handle(nextMessage[msgShimGone](t, m))
+	if len(m.pending) != 1 || m.pending[0] != e {
+		t.Errorf("%d shims are about to be started, want a successor of this one", len(m.pending))
+	}
+}
+
+// A daemon in the foreground meets one that a command is just starting: it holds the lock, and daemon.json tells of the one before it.
+func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
+	h := home{t.TempDir()}
+	lock, err := lockDirectory(h.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := daemonRecord{Mode: modeForeground, Wanted: wantedRunning, Started: 1, Daemon: pidRef{PID: 1 << 30, Start: 1}}
+	if err := h.writeDaemon(before); err != nil {
+		t.Fatal(err)
+	}
+	other := exec.Command("sleep", "1000")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	taken := make(chan error, 1)
+	go func() {
+		taken <- takeHome(h)
+		_ = other.Process.Kill()
+	}()
+	if err := h.writeDaemon(daemonRecord{Mode: modeAuto, Wanted: wantedRunning, Started: bootNow(), Daemon: refOf(other.Process.Pid)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Wait(); err == nil || other.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+		t.Errorf("the other one ends with %v, want SIGTERM", err)
+	}
+	unix.Close(lock)
+	if err := <-taken; err != nil {
+		t.Error(err)
+	}
+}
