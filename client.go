@@ -997,7 +997,7 @@ func measureUnit(s *unitStatus) {
 	if s.MemoryBytes != nil || s.CPUSeconds != nil || s.MainPID == 0 && s.Cgroup == "" {
 		return
 	}
-	s.MemoryBytes, s.CPUSeconds = usage(*s)
+	s.MemoryBytes, s.CPUSeconds = memoryUsage(*s), cpuUsage(*s)
 }
 
 // measureTree is measureUnit for `status`: without a cgroup it counts every process of the service.
@@ -1024,15 +1024,20 @@ func (c *client) runList() int {
 	if o.Error != "" {
 		return c.result(o)
 	}
-	for i := range units {
-		measureUnit(&units[i])
-	}
 	switch {
 	case c.json:
+		for i := range units {
+			measureUnit(&units[i])
+		}
 		jsonArray(c.out, units)
 	case len(units) == 0:
 		c.out.noUnits(c.dir)
 	default:
+		for i := range units {
+			if s := &units[i]; s.MemoryBytes == nil {
+				s.MemoryBytes = memoryUsage(*s) // the table shows no CPU time
+			}
+		}
 		c.out.listScreen(units)
 	}
 	return c.result(o)

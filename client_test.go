@@ -1119,6 +1119,41 @@ func TestStatusAsJSONIsAnArray(t *testing.T) {
 	}
 }
 
+// TestListAsksForWhatItShows: CPU time is dear, for the kernel sums it up when it is asked, and the table has no column for it.
+func TestListAsksForWhatItShows(t *testing.T) {
+	cgroup := t.TempDir()
+	for name, text := range map[string]string{"memory.current": "2097152\n", "cpu.stat": "usage_usec 1500000\nuser_usec 1\n"} {
+		if err := os.WriteFile(filepath.Join(cgroup, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, cgroup, unix.IN_OPEN); err != nil {
+		t.Fatal(err)
+	}
+	s := unitStatus{Name: "web", LoadState: "loaded", ActiveState: "active", Supervised: true, MainPID: os.Getpid(), Cgroup: cgroup}
+	for _, row := range []struct {
+		json bool
+		want string // in what is printed
+		cpu  bool   // cpu.stat is read
+	}{{false, "2.0M", false}, {true, `"memory_bytes":2097152,"cpu_seconds":1.5,`, true}} {
+		f := newFake(t, dyingDaemon(helloReply, reply{Unit: &s}, doneReply(exitOK)))
+		f.json = row.json
+		if _, out, _ := f.run("list"); !strings.Contains(out, row.want) {
+			t.Errorf("%q is not in:\n%s", row.want, out)
+		}
+		events := make([]byte, 4096)
+		n, _ := unix.Read(watch, events)
+		if got := bytes.Contains(events[:max(n, 0)], []byte("cpu.stat")); got != row.cpu {
+			t.Errorf("json %v: cpu.stat is read: %v", row.json, got)
+		}
+	}
+}
+
 func TestStatusShowsTheLastTenLogLines(t *testing.T) {
 	s := unitStatus{Name: "web", LoadState: "loaded", ActiveState: "active", Supervised: true}
 	f := newFake(t, dyingDaemon(helloReply, reply{Unit: &s}, doneReply(exitOK)))

@@ -270,6 +270,10 @@ func (c *codec) writeText(s string) {
 	c.text = append(c.text, '"')
 	plain := 0 // s[plain:i] waits to be copied as it is
 	for i := 0; i < len(s); {
+		if b := s[i]; b >= ' ' && b < utf8.RuneSelf && b != '"' && b != '\\' && b != '<' && b != '>' && b != '&' {
+			i++
+			continue
+		}
 		r, n := utf8.DecodeRuneInString(s[i:])
 		if escape := escapeOf(r, n); escape != "" {
 			c.text = append(append(c.text, s[plain:i]...), escape...)

@@ -62,7 +62,7 @@ var pureNames = []string{"syscall.Signal", "syscall.SIG", "syscall.Errno", "unix
 var lockFree = []string{"daemon", "api", "shim", "spawn"}
 
 // noImports: what each process would pay for at its start (DESIGN.md section 10), and what the shim must not do.
-var noImports = []string{"net", "net/http", "os/exec", "os/user", "regexp", "log", "log/slog", "text/template", "html/template"}
+var noImports = []string{"net", "net/http", "os/exec", "os/user", "regexp", "hash/crc32", "log", "log/slog", "text/template", "html/template"}
 
 // noCalls: waiting is done on descriptors, channels and the one timer.
 var noCalls = []string{"time.Sleep", "time.Tick", "time.NewTicker"}

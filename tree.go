@@ -300,46 +300,46 @@ func commandLine(st procStat) string {
 	return string(bytes.ReplaceAll(bytes.TrimRight(b, "\x00"), []byte{0}, []byte{' '}))
 }
 
-// usage returns memory and CPU time of a service: of its cgroup, else of its main process. nil = not known.
-func usage(s unitStatus) (memory *int64, cpu *float64) {
+// memoryUsage returns the memory of a service in bytes: of its cgroup, else of its main process. nil = not known.
+func memoryUsage(s unitStatus) *int64 {
+	b, scale := []byte(nil), int64(1)
 	if s.Cgroup != "" {
-		memory, cpu = cgroupUsage(s.Cgroup)
+		b, _ = readSmall(s.Cgroup + "/memory.current")
 	}
-	if s.MainPID == 0 || memory != nil && cpu != nil {
-		return memory, cpu
+	if len(b) == 0 && s.MainPID != 0 {
+		statm, _ := readSmall("/proc/" + strconv.Itoa(s.MainPID) + "/statm") // man 5 proc: size, resident, …
+		_, b, _ = bytes.Cut(statm, []byte(" "))
+		b, _, _ = bytes.Cut(b, []byte(" "))
+		scale = int64(os.Getpagesize())
 	}
-	st, err := readStat(s.MainPID)
+	n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64)
 	if err != nil {
-		return memory, cpu
+		return nil
 	}
-	if memory == nil {
-		n := st.rssPages * int64(os.Getpagesize())
-		memory = &n
-	}
-	if cpu == nil {
-		n := float64(st.cpuTicks) / clockTicks
-		cpu = &n
-	}
-	return memory, cpu
+	n *= scale
+	return &n
 }
 
-func cgroupUsage(dir string) (memory *int64, cpu *float64) {
-	if b, err := readSmall(dir + "/memory.current"); err == nil {
-		if n, err := strconv.ParseInt(string(bytes.TrimSpace(b)), 10, 64); err == nil {
-			memory = &n
-		}
-	}
-	b, err := readSmall(dir + "/cpu.stat")
-	if err != nil {
-		return memory, nil
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "usage_usec "); ok {
-			if n, err := strconv.ParseFloat(strings.TrimSpace(v), 64); err == nil {
-				n /= 1e6
-				cpu = &n
+// cpuUsage returns the CPU time of a service in seconds, likewise. The kernel sums it up over all processors when it is asked for.
+func cpuUsage(s unitStatus) *float64 {
+	if s.Cgroup != "" {
+		b, _ := readSmall(s.Cgroup + "/cpu.stat")
+		for line := range strings.Lines(string(b)) {
+			if v, ok := strings.CutPrefix(line, "usage_usec "); ok {
+				if n, err := strconv.ParseFloat(strings.TrimSpace(v), 64); err == nil {
+					n /= 1e6
+					return &n
+				}
 			}
 		}
 	}
-	return memory, cpu
+	if s.MainPID == 0 {
+		return nil
+	}
+	st, err := readStat(s.MainPID)
+	if err != nil {
+		return nil
+	}
+	n := float64(st.cpuTicks) / clockTicks
+	return &n
 }
