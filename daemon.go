@@ -49,6 +49,7 @@ type manager struct {
 	inbox      chan any
 
 	// loop
+	own        ownLog
 	services   map[string]*supervised
 	broken     map[string]error // units whose file cannot be used
 	files      map[string]*file // parsed unit files by path
@@ -252,6 +253,10 @@ func managerWithLock(h home, mode string) (*manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", h.daemonLog(), err)
 	}
+	m.own.files = []int{m.log}
+	if mode != modeAuto {
+		m.own.files = append(m.own.files, 2)
+	}
 	return m, nil
 }
 
@@ -317,11 +322,7 @@ func (m *manager) writeSelf(wanted string, attempts int) error {
 
 // say writes one line of ours: to daemon.log, and in the foreground to stderr too.
 func (m *manager) say(format string, args ...any) {
-	line := time.Now().UTC().Format(time.RFC3339Nano) + " diakonosd: " + fmt.Sprintf(format, args...) + "\n"
-	_, _ = unix.Write(m.log, []byte(line)) // a full disk must not stop the daemon
-	if m.mode != modeAuto {
-		_, _ = io.WriteString(os.Stderr, line)
-	}
+	m.own.write(time.Now().UTC().Format(time.RFC3339Nano) + " diakonosd: " + fmt.Sprintf(format, args...) + "\n")
 }
 
 // ---- what the machine gives
@@ -383,6 +384,7 @@ func (m *manager) loop() {
 		}
 		m.settle()
 	}
+	m.own.end()
 }
 
 // settle does what has come together in one round: new orders, and shims for them.

@@ -46,6 +46,7 @@ type shim struct {
 
 	// loop
 	svc      *service
+	own      ownLog
 	state    *recordFile
 	saved    []byte // the record as it was last written and announced
 	spare    []byte // room for its next text
@@ -180,7 +181,7 @@ func newShim(name string) (*shim, error) {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
 	s := &shim{name: name, home: home{os.Getenv(homeVariable)}, cgroupBase: os.Getenv(cgroupVariable),
 		inbox: make(chan any, 16), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1}}
-	s.notify.fd = -1
+	s.notify.fd, s.own.files = -1, []int{2}
 	s.boot, s.pidns = bootIdentity()
 	if err := os.Chdir(s.home.runDir(name)); err != nil {
 		return nil, err
@@ -225,9 +226,9 @@ func lockOwnDirectory() error {
 	}
 }
 
-// warn writes one line to daemon.log.
+// warn writes one line to daemon.log, which is our stderr.
 func (s *shim) warn(format string, args ...any) {
-	fmt.Fprintf(os.Stderr, "%s diakonos-run: %q: %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.name, fmt.Sprintf(format, args...))
+	s.own.write(fmt.Sprintf("%s diakonos-run: %q: %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.name, fmt.Sprintf(format, args...)))
 }
 
 // open connects with the daemon, reads the records and resumes or begins. An error: what there is cannot be told now; nothing was done.
@@ -799,6 +800,7 @@ func (s *shim) leave() {
 	if s.pump != nil {
 		s.pump.stop()
 	}
+	s.own.end()
 }
 
 // removeCgroup removes a cgroup and those that the service made below it.

@@ -740,6 +740,59 @@ func (d daemonRecord) newerBinary() string {
 	return d.Binary
 }
 
+// ---- our own messages
+
+const (
+	ownLogLines = 64                     // that wait for a disk which hangs
+	ownLogEnd   = 100 * time.Millisecond // for the last of them when the process ends
+)
+
+// ownLog writes our own lines, to daemon.log or stderr, in a goroutine of its own, which begins with the first: the disk may hang, and the
+// terminal be stopped. Its owner never waits; lines that find no room are dropped and counted.
+type ownLog struct {
+	files   []int
+	lines   chan string // nil = none was written yet
+	written chan struct{}
+	dropped int
+}
+
+func (l *ownLog) write(line string) {
+	if l.lines == nil {
+		l.lines, l.written = make(chan string, ownLogLines), make(chan struct{})
+		go l.run(l.lines)
+	}
+	if l.dropped > 0 {
+		line = fmt.Sprintf("%d messages could not be written and are missing here\n", l.dropped) + line
+	}
+	select {
+	case l.lines <- line:
+		l.dropped = 0
+	default:
+		l.dropped++
+	}
+}
+
+func (l *ownLog) run(lines <-chan string) {
+	for line := range lines {
+		for _, fd := range l.files {
+			_, _ = unix.Write(fd, []byte(line)) // a full disk must stop nobody
+		}
+	}
+	close(l.written)
+}
+
+// end is the last call: it waits until all is written, or no longer than ownLogEnd.
+func (l *ownLog) end() {
+	if l.lines == nil {
+		return
+	}
+	close(l.lines)
+	select {
+	case <-l.written:
+	case <-time.After(ownLogEnd):
+	}
+}
+
 // ---- status from records
 
 // statusFacts is what a status needs beside unit and record.

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/signal"
@@ -480,5 +481,46 @@ func TestHangupDuringADaemonsStart(t *testing.T) {
 	}
 	if err := <-started; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestOwnLogNeverWaits: lines for a disk that hangs are kept, then dropped and counted, and the process can end.
+func TestOwnLogNeverWaits(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	full := make([]byte, 1<<16)
+	if n, err := unix.Write(int(w.Fd()), full); n != len(full) || err != nil { // Fd makes it a blocking one
+		t.Fatal(n, err)
+	}
+	stuck := ownLog{files: []int{int(w.Fd())}}
+	for n := range 10 * ownLogLines {
+		stuck.write(fmt.Sprintf("line %d\n", n))
+	}
+	stuck.end()
+
+	l := ownLog{files: []int{int(w.Fd())}}
+	for n := range 2 * ownLogLines {
+		l.write(fmt.Sprintf("other %d\n", n))
+	}
+	if l.dropped == 0 {
+		t.Error("nothing was dropped")
+	}
+	text := make(chan string)
+	go func() { b, _ := io.ReadAll(r); text <- string(b[len(full):]) }()
+	<-stuck.written
+	for len(l.lines) > 0 {
+		time.Sleep(time.Millisecond) // its goroutine writes
+	}
+	l.write("last\n")
+	l.end()
+	w.Close()
+	got := <-text
+	for _, want := range []string{"line 0\n", "line 63\n", "other 0\nother 1\n", "messages could not be written and are missing here\nlast\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%q is missing in %q", want, got)
+		}
 	}
 }
