@@ -76,9 +76,10 @@ type shim struct {
 // process is the main or control process while it runs.
 type process struct {
 	ref     pidRef
-	fd      int  // pidfd
-	child   bool // ours to reap
-	pending bool // its stage has not reported yet
+	fd      int           // pidfd
+	child   bool          // ours to reap
+	pending bool          // its stage has not reported yet
+	failed  *stageFailure // its stage has reported that nothing runs, and is about to end
 	seq     uint64
 	gone    bool // an adopted one that has ended; its status is awaited
 }
@@ -1026,8 +1027,12 @@ func (s *shim) roleOf(pid int) role {
 
 // endedChild: step, record, reap, and only then act.
 func (s *shim) endedChild(r role, c waitedChild) {
+	var ev event = evExit{r, c.exit}
+	if failed := s.process(r).failed; failed != nil {
+		ev = s.failedSpawn(r, *failed, c.exit)
+	}
 	s.forget(r)
-	effects := s.svc.step(s.now(), evExit{r, c.exit})
+	effects := s.svc.step(s.now(), ev)
 	_ = s.save()
 	reapChild(c.pid)
 	s.act(effects)
