@@ -1345,7 +1345,12 @@ func (s *shim) onPump(n pumpNote) {
 		s.drains++ // the limit of this drain is void
 		s.feed(evDrained{})
 	}
-	if s.svc.Sub == dead || s.svc.Sub == failed {
-		s.quitting = !s.wishWaits() // a retired FIFO may have been the last thing that kept us
+	switch s.svc.Sub { // a retired FIFO may have been the last thing that kept us
+	case dead, failed:
+		s.quitting = !s.wishWaits()
+	case exited:
+		if n.Buried {
+			s.drain(drain{drainLimit})
+		}
 	}
 }
