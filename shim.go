@@ -1329,6 +1329,20 @@ func (s *shim) retire() {
 	}
 }
 
+// outputStands: the FIFOs that a process would open are those that the pump reads; nobody has deleted or replaced them.
+func (s *shim) outputStands() bool {
+	if s.pump == nil {
+		return true // opening them tells what is wrong
+	}
+	for stream, name := range fifoNames {
+		var ours, there unix.Stat_t
+		if unix.Fstat(s.pump.fifo(logStream(stream)), &ours) != nil || unix.Lstat(name, &there) != nil || ours.Ino != there.Ino {
+			return false
+		}
+	}
+	return true
+}
+
 func (s *shim) onPump(n pumpNote) {
 	if n.Text != "" {
 		s.warn("%s", n.Text)
@@ -1338,7 +1352,11 @@ func (s *shim) onPump(n pumpNote) {
 		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
 		if w := s.waiting; w != nil && s.watching == nil {
 			s.waiting = nil
-			s.spawnWhenClear(*w)
+			if s.outputStands() {
+				s.spawnWhenClear(*w)
+			} else {
+				s.spawnFailed(w.role, "its output FIFOs are not there")
+			}
 		}
 	}
 	if n.Drained != 0 && n.Drained == s.drains {

@@ -24,12 +24,17 @@ import (
 // spawnWhenClear starts a command of ExecStartPre, and the first of ExecStart, only when nothing of an earlier run or command is left
 // where KillMode ends it. SendSIGKILL=no forbids to end it: then there is no start.
 func (s *shim) spawnWhenClear(e spawn) {
+	begins := s.starts() || s.svc.Sub == startPre
+	if begins && !s.retiring && !s.outputStands() {
+		s.retiring = true
+		s.pump.retire()
+	}
 	if s.retiring {
 		s.waiting = &e // its FIFOs are not there yet
 		return
 	}
 	mode := s.svc.unit.KillMode
-	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone {
+	if !begins || mode == killProcess || mode == killNone {
 		s.spawn(e)
 		return
 	}
