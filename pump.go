@@ -885,6 +885,9 @@ func (p *pump) drainNow(token uint64) {
 		p.endLine(f.stream)
 		f.ready.Store(true)
 	}
+	if p.m != nil && unix.Access(filepath.Join(p.cfg.RunDir, "pump"), unix.F_OK) == unix.ENOENT {
+		p.private, p.mapTried = true, 0 // deleted by a third party: the next output makes it again
+	}
 	p.poke()
 	p.tellLost()
 	p.outbox = append(p.outbox, pumpNote{Drained: token})

@@ -77,9 +77,10 @@ type shim struct {
 // process is the main or control process while it runs.
 type process struct {
 	ref     pidRef
-	fd      int  // pidfd
-	child   bool // ours to reap
-	pending bool // its stage has not reported yet
+	fd      int           // pidfd
+	child   bool          // ours to reap
+	pending bool          // its stage has not reported yet
+	failed  *stageFailure // its stage has reported that nothing runs, and is about to end
 	seq     uint64
 	gone    bool // an adopted one that has ended; its status is awaited
 }
@@ -1028,8 +1029,12 @@ func (s *shim) roleOf(pid int) role {
 
 // endedChild: step, record, reap, and only then act.
 func (s *shim) endedChild(r role, c waitedChild) {
+	var ev event = evExit{r, c.exit}
+	if failed := s.process(r).failed; failed != nil {
+		ev = s.failedSpawn(r, *failed, c.exit)
+	}
 	s.forget(r)
-	effects := s.svc.step(s.now(), evExit{r, c.exit})
+	effects := s.svc.step(s.now(), ev)
 	_ = s.save()
 	reapChild(c.pid)
 	s.act(effects)
@@ -1326,6 +1331,20 @@ func (s *shim) retire() {
 	}
 }
 
+// outputStands: the FIFOs that a process would open are those that the pump reads; nobody has deleted or replaced them.
+func (s *shim) outputStands() bool {
+	if s.pump == nil {
+		return true // opening them tells what is wrong
+	}
+	for stream, name := range fifoNames {
+		var ours, there unix.Stat_t
+		if unix.Fstat(s.pump.fifo(logStream(stream)), &ours) != nil || unix.Lstat(name, &there) != nil || ours.Ino != there.Ino {
+			return false
+		}
+	}
+	return true
+}
+
 func (s *shim) onPump(n pumpNote) {
 	if n.Text != "" {
 		s.warn("%s", n.Text)
@@ -1335,14 +1354,23 @@ func (s *shim) onPump(n pumpNote) {
 		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
 		if w := s.waiting; w != nil && s.watching == nil {
 			s.waiting = nil
-			s.spawnWhenClear(*w)
+			if s.outputStands() {
+				s.spawnWhenClear(*w)
+			} else {
+				s.spawnFailed(w.role, "its output FIFOs are not there")
+			}
 		}
 	}
 	if n.Drained != 0 && n.Drained == s.drains {
 		s.drains++ // the limit of this drain is void
 		s.feed(evDrained{})
 	}
-	if s.svc.Sub == dead || s.svc.Sub == failed {
-		s.quitting = !s.wishWaits() // a retired FIFO may have been the last thing that kept us
+	switch s.svc.Sub { // a retired FIFO may have been the last thing that kept us
+	case dead, failed:
+		s.quitting = !s.wishWaits()
+	case exited:
+		if n.Buried {
+			s.drain(drain{drainLimit})
+		}
 	}
 }

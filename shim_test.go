@@ -228,3 +228,37 @@ func TestStopWaitsForDescriptors(t *testing.T) {
 	_ = signalProcess(s.svc.Main, unix.SIGKILL)
 	s.next(t)
 }
+
+// TestStageThatDoesNotEnd: a stage that was stopped, or is traced, after it has said what went wrong keeps nobody waiting.
+func TestStageThatDoesNotEnd(t *testing.T) {
+	t.Chdir(t.TempDir())
+	file, err := openRecord("state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.close()
+	ref := refOf(sleeper(t).Process.Pid)
+	fd, err := openProcess(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &shim{svc: newService(new(unit), runRecord{Sub: starting, Main: ref}), state: file, control: process{fd: -1}}
+	s.main = process{ref: ref, fd: fd, child: true, pending: true, seq: 1}
+	told := make(chan bool)
+	go func() {
+		s.onReport(msgReport{1, roleMain, []byte(string(stageExec) + " 2\n")})
+		close(told)
+	}()
+	select {
+	case <-told:
+	case <-time.After(testPatience):
+		t.Fatal("its shim waits for its end")
+	}
+	if s.svc.Sub != starting || s.main.fd < 0 {
+		t.Error("the start has failed while its process lives")
+	}
+	s.endedChild(roleMain, waitedChild{pid: ref.PID, exit: exitStatus{exitExited, stageExec.exitCode()}})
+	if s.svc.Sub == starting || !strings.Contains(s.svc.Reason, "cannot execute") {
+		t.Errorf("%s (%s), want a failed start", s.svc.Sub, s.svc.Reason)
+	}
+}

@@ -24,12 +24,17 @@ import (
 // spawnWhenClear starts a command of ExecStartPre, and the first of ExecStart, only when nothing of an earlier run or command is left
 // where KillMode ends it. SendSIGKILL=no forbids to end it: then there is no start.
 func (s *shim) spawnWhenClear(e spawn) {
+	begins := s.starts() || s.svc.Sub == startPre
+	if begins && !s.retiring && !s.outputStands() {
+		s.retiring = true
+		s.pump.retire()
+	}
 	if s.retiring {
 		s.waiting = &e // its FIFOs are not there yet
 		return
 	}
 	mode := s.svc.unit.KillMode
-	if !s.starts() && s.svc.Sub != startPre || mode == killProcess || mode == killNone {
+	if !begins || mode == killProcess || mode == killNone {
 		s.spawn(e)
 		return
 	}
@@ -363,7 +368,8 @@ func (s *shim) awaitReport(r role, f *stageFiles) {
 	}()
 }
 
-// onReport tells the state machine how the spawn went, then looks at the end of the process, which waited for this.
+// onReport tells the state machine that the spawn went well, then looks at the end of the process, which waited for this. Of one that went
+// wrong it is told at the end of the stage.
 func (s *shim) onReport(m msgReport) {
 	p := s.process(m.role)
 	if p.seq != m.seq || !p.pending {
@@ -373,31 +379,29 @@ func (s *shim) onReport(m msgReport) {
 	ok, failure := decodeStageReport(m.text)
 	if ok {
 		s.feed(evSpawned{m.role})
-		s.payOwed()
-		s.reap()
-		return
-	}
-	pid := p.ref.PID
-	s.forget(m.role)
-	var end unix.WaitStatus
-	_, _ = unix.Wait4(pid, &end, 0, nil) // it has closed its report, so it is about to be gone
-	switch {
-	case failure.Stage != "":
-		s.feed(evSpawnFailed{m.role, failure, ""})
-	case s.diedOfCgroup(m.role, end):
-		s.attaches = true
-		s.feed(evAdopted{nothingRan: true})
-	default:
-		s.feed(evSpawnFailed{m.role, failure, "the process died while it was set up"})
+	} else {
+		p.failed = &failure
 	}
 	s.payOwed()
 	s.reap()
 }
 
+// failedSpawn is what the end of a stage means that has not become the program.
+func (s *shim) failedSpawn(r role, failure stageFailure, end exitStatus) event {
+	switch {
+	case failure.Stage != "":
+		return evSpawnFailed{r, failure, ""}
+	case s.diedOfCgroup(r, end):
+		s.attaches = true
+		return evAdopted{nothingRan: true}
+	}
+	return evSpawnFailed{r, failure, "the process died while it was set up"}
+}
+
 // diedOfCgroup: a process that is born into a cgroup which was ended by cgroup.kill before is killed at once, since Linux 6.14 compares how
 // often that happened to the cgroups of parent and child (kernel/cgroup/cgroup.c, cgroup_post_fork). One that enters it by itself is not.
-func (s *shim) diedOfCgroup(r role, end unix.WaitStatus) bool {
-	return s.svc.Cgroup != "" && !s.attaches && s.svc.Spawning == r && end.Signaled() && end.Signal() == syscall.SIGKILL
+func (s *shim) diedOfCgroup(r role, end exitStatus) bool {
+	return s.svc.Cgroup != "" && !s.attaches && s.svc.Spawning == r && end == exitStatus{exitKilled, int(syscall.SIGKILL)}
 }
 
 // payOwed sends the signal that has waited for this report.
