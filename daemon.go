@@ -227,9 +227,9 @@ func newManager(h home, mode string) (*manager, error) {
 		closeInherited(3)
 	} else {
 		closeInherited(readyFD + 1)
-		if err := h.makeRunRoot(); err != nil {
-			return nil, err
-		}
+	}
+	if err := h.makeRunRoot(); err != nil { // again: before we had the lock, a `kill` may have removed it
+		return nil, err
 	}
 	return managerWithLock(h, mode)
 }
