@@ -514,6 +514,10 @@ func (m *manager) checkKill() {
 		code = exitFailed
 		text = "not everything could be stopped: " + strings.Join(left, " ")
 	}
+	if code == exitOK {
+		m.home.tidy()
+		_ = unix.Rmdir(m.cgroupBase)
+	}
 	m.done(m.killer.c, code, text)
 	m.flush(m.killer.c)
 	m.end()

@@ -1495,7 +1495,7 @@ starts the enabled units.`},
 SIGTERM ends the daemon; services run on.`},
 		{name: "install", args: "[DIR]", brief: "make the links diakonos, diakonosctl, diakonosd, diakonos-run",
 			flags: []string{"hard-links"}, bare: true,
-			more: `They lie beside the binary, or in DIR, which must be there.`},
+			more: `They lie beside the binary, or in DIR, which is made if it is not there.`},
 		{name: "help", args: "[VERB]", brief: "this text, or more on a verb; `help keys` lists all keys of unit files", bare: true},
 		{name: "version", brief: "version, commit, Go version", bare: true, run: (*client).runVersion},
 	}

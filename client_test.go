@@ -387,6 +387,11 @@ database                ● active/running           4711         0     12M  5mi
 mailer@eu-west_1.queue  ● activating/auto-restart     -        12       -  2s ago    Sends^[[31m ma…
 `)
 	v, buf = testView(60)
+	v.field("Reason", "main process was killed by SIGKILL, which nobody here has sent")
+	sameText(t, flushed(v, buf), `     Reason: main process was killed by SIGKILL, which
+             nobody here has sent
+`)
+	v, buf = testView(60)
 	v.listScreen(testUnits()[:2])
 	sameText(t, flushed(v, buf), `NAME              STATE                       PID  RESTARTS
 database          ● active/running           4711         0
@@ -394,7 +399,15 @@ mailer@e…1.queue  ● activating/auto-restart     -        12
 `)
 	for width := 30; width < 140; width++ {
 		v, buf := testView(width)
-		v.listScreen(testUnits()[:2])
+		units := testUnits()
+		units[1].MainPID, units[1].Supervised = 7, false
+		units[2].Reason = "cannot execute /srv/an/uncommonly/long/path/to/the/program/of/this/service: No such file or directory"
+		units[2].UnitFile, units[2].LoadState, units[2].LoadError = "/srv/shop/services/web.service", "bad-setting", "/srv/shop/services/web.service:3: unknown key"
+		v.listScreen(units)
+		for i := range units {
+			v.statusScreen(&units[i], nil)
+		}
+		v.daemonScreen(&daemonStatus{Running: true, Weaker: []string{"not root: daemon and shims cannot lower their OOM score", "and more of that kind"}})
 		for line := range strings.Lines(flushed(v, buf)) {
 			if n := cells(strings.TrimSuffix(line, "\n")); n > max(width, 43) { // 43: name and state alone
 				t.Errorf("width %d: a line of %d cells: %q", width, n, line)

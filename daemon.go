@@ -75,10 +75,11 @@ type supervised struct {
 	name   string
 	unit   *unit // as the shim has it, or is about to have it
 	record runRecord
-	link   *conn // to its shim
-	hello  bool  // the shim has said hello on link
-	pid    int   // of its shim
-	child  bool  // the shim is our child
+	last   *runRecord // of a dead shim, as it is on disk; nil = not read
+	link   *conn      // to its shim
+	hello  bool       // the shim has said hello on link
+	pid    int        // of its shim
+	child  bool       // the shim is our child
 	held   map[string]int
 	exits  []exitNote // of processes that we reaped and whose end no state of a shim has shown yet
 	gone   []pidRef   // orphans of a dead shim, for its successor
@@ -228,9 +229,9 @@ func newManager(h home, mode string) (*manager, error) {
 		closeInherited(3)
 	} else {
 		closeInherited(readyFD + 1)
-		if err := h.makeRunRoot(); err != nil {
-			return nil, err
-		}
+	}
+	if err := h.makeRunRoot(); err != nil { // again: before we had the lock, a `kill` may have removed it
+		return nil, err
 	}
 	return managerWithLock(h, mode)
 }
@@ -882,6 +883,7 @@ func (m *manager) detach(batch []*supervised) error {
 		}
 		defer unix.Close(theirs)
 		e.link, e.hello, e.child, e.pid, e.leave = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0, false
+		e.last = nil
 		m.handOver(e)
 		l.files = append(l.files, uintptr(theirs))
 		if len(batch) > 1 {
@@ -1120,7 +1122,7 @@ func (m *manager) connectShim(e *supervised) bool {
 	if err != nil {
 		return false
 	}
-	e.link, e.hello, e.child = newConn(f), false, false
+	e.link, e.hello, e.child, e.last = newConn(f), false, false, nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
@@ -1209,9 +1211,15 @@ func (m *manager) ownerOf(pid int) *supervised {
 		}
 	}
 	for name, e := range m.services {
-		rec, err := m.home.readState(name, m.boot)
-		if err == nil && (rec.Main.PID == pid || rec.Control.PID == pid) {
-			e.record = rec
+		if e.last == nil {
+			if e.link != nil && !e.link.hungUp() {
+				continue // a live shim keeps its children
+			}
+			rec, _ := m.home.readState(name, m.boot)
+			e.last = &rec
+		}
+		if e.last.Main.PID == pid || e.last.Control.PID == pid {
+			e.record = *e.last
 			return e
 		}
 	}

@@ -95,3 +95,33 @@ func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An orphan whose service is not known yet costs one look at the record of each dead shim, however many orphans there are.
+func TestOwnerOfAnOrphan(t *testing.T) {
+	m := &manager{home: home{t.TempDir()}, boot: "boot", services: map[string]*supervised{}}
+	e := m.entry("web")
+	if err := os.MkdirAll(m.home.runDir("web"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	record := func(pid int) {
+		t.Helper()
+		if err := writeRecord(m.home.stateFile("web"), &runRecord{Boot: m.boot, Sub: running, Main: pidRef{PID: pid}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ours, theirs := testPair(t)
+	e.link = newConn(ours)
+	record(7)
+	if m.ownerOf(7) != nil {
+		t.Error("a child of a live shim is taken for an orphan")
+	}
+	theirs.Close()
+	if m.ownerOf(6) != nil || m.ownerOf(7) != e || e.record.Main.PID != 7 {
+		t.Error("the last record of a dead shim does not count")
+	}
+	e.record = runRecord{}
+	record(8)
+	if m.ownerOf(8) != nil {
+		t.Error("the record of a dead shim is read again for each orphan")
+	}
+}

@@ -202,7 +202,7 @@ func buildEnvironment(u *unit, a account, scope string, extra []string) (*enviro
 	}
 	for _, file := range u.EnvironmentFile {
 		if text := e.addFile(file); text != "" {
-			return nil, &stageFailureText{stageEnvironment, text}
+			return nil, &stageFailureText{text: text} // result resources, as in systemd
 		}
 	}
 	for _, name := range u.UnsetEnvironment {

@@ -120,6 +120,10 @@ func install(call clientCall) int {
 	dir := filepath.Dir(exe)
 	if len(call.args) > 0 {
 		dir = call.args[0]
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, "diakonos: cannot install:", err)
+			return codeOf(err)
+		}
 	}
 	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName} {
 		path := filepath.Join(dir, name)

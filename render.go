@@ -279,6 +279,41 @@ func (v *view) cutMiddle(text string, n int) string {
 	return headCells(text, n-1-end) + mark + tailCells(text, end)
 }
 
+// wrapped writes lead and text, broken between words, or within a longer one, where the terminal ends; further lines begin as deep as lead.
+func (v *view) wrapped(lead, text string) {
+	indent := inkedCells(lead)
+	room := v.room(indent)
+	line, used := lead, 0
+	for i, word := range strings.Split(text, " ") {
+		n := inkedCells(word)
+		if i > 0 && used+1+n <= room {
+			line, used = line+" ", used+1
+		} else if i > 0 {
+			v.line(line)
+			line, used = spaces(indent), 0
+		}
+		for ; n > room && !strings.Contains(word, "\x1b"); n = cells(word) {
+			head := headCells(word, room)
+			v.line(line, head)
+			line, word = spaces(indent), word[len(head):]
+		}
+		line, used = line+word, used+n
+	}
+	v.line(line)
+}
+
+// inkedCells is cells of text that paint has coloured.
+func inkedCells(text string) int {
+	n := 0
+	for i, part := range strings.Split(text, "\x1b[") {
+		if i > 0 {
+			_, part, _ = strings.Cut(part, "m")
+		}
+		n += cells(part)
+	}
+	return n
+}
+
 func spaces(n int) string {
 	if n <= 0 {
 		return ""
@@ -657,7 +692,7 @@ func (v *view) unsupervisedNotice(units []unitStatus) {
 		more = fmt.Sprintf(" and %d more", len(names)-noticeNames)
 		names = names[:noticeNames]
 	}
-	v.line(v.paint(inkBad, "unsupervised: "+strings.Join(names, ", ")+more+" (running, but nothing restarts or logs it)"))
+	v.wrapped("", v.paint(inkBad, "unsupervised: "+strings.Join(names, ", ")+more+" (running, but nothing restarts or logs it)"))
 	v.line()
 }
 
@@ -677,7 +712,7 @@ func (v *view) footnotes(units []unitStatus) {
 				first = false
 			}
 			if count++; count <= footnoteLines {
-				v.line(v.paint(inkStrong, visible(units[i].Name)), ": ", text)
+				v.wrapped("", v.paint(inkStrong, visible(units[i].Name))+": "+text)
 			}
 		}
 		if count > footnoteLines {
@@ -747,20 +782,20 @@ const logIndent = "    "
 
 func (v *view) field(label, text string) {
 	if text != "" {
-		v.line(v.paint(inkDim, padLeft(label+":", labelCells)), " ", text)
+		v.wrapped(v.paint(inkDim, padLeft(label+":", labelCells))+" ", text)
 	}
 }
 
 // statusScreen is one unit of `status`, without its log lines.
 func (v *view) statusScreen(s *unitStatus, procs []procInfo) {
 	if unsupervised(s) {
-		v.line(v.paint(inkBad, "unsupervised: "+visible(s.Name)+" is running, but nothing restarts or logs it"))
+		v.wrapped("", v.paint(inkBad, "unsupervised: "+visible(s.Name)+" is running, but nothing restarts or logs it"))
 	}
 	title := visible(s.Name)
 	if s.Description != "" {
 		title += " - " + visible(s.Description)
 	}
-	v.line(v.stateDot(s), " ", v.paint(inkStrong, title))
+	v.wrapped(v.stateDot(s)+" ", v.paint(inkStrong, title))
 	v.loadFields(s)
 	v.stateFields(s)
 	v.field("Main PID", v.mainText(s, procs))
@@ -793,7 +828,7 @@ func (v *view) loadFields(s *unitStatus) {
 	v.field("Loaded", text)
 	if s.LoadError != "" {
 		for line := range strings.SplitSeq(strings.TrimSpace(s.LoadError), "\n") {
-			v.line(spaces(labelCells+1), v.paint(inkBad, visible(line)))
+			v.wrapped(spaces(labelCells+1), v.paint(inkBad, visible(line)))
 		}
 	}
 	for _, note := range []string{removedNote(s), changedNote(s)} {
@@ -926,7 +961,7 @@ func (v *view) daemonScreen(d *daemonStatus) {
 	for i, text := range d.Weaker {
 		label := "Missing"
 		if i > 0 {
-			v.line(spaces(labelCells+1), v.paint(inkMoving, visible(text)))
+			v.wrapped(spaces(labelCells+1), v.paint(inkMoving, visible(text)))
 			continue
 		}
 		v.field(label, v.paint(inkMoving, visible(text)))

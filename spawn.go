@@ -492,12 +492,8 @@ func (s *shim) notifyPath(a account) string {
 	sum := fnv.New64a()
 	_, _ = io.WriteString(sum, s.name) // a hash never fails
 	file := "notify-" + strconv.FormatUint(sum.Sum64(), 16)
-	base := os.Getenv("XDG_RUNTIME_DIR")
-	if os.Geteuid() == 0 {
-		base = "/run"
-	}
-	dir := base + "/diakonos-" + s.home.id()
-	if base != "" && len(dir)+len(file)+1 <= sunPathBytes {
+	dir := s.home.notifyDir()
+	if dir != "" && len(dir)+len(file)+1 <= sunPathBytes {
 		if err := os.Mkdir(dir, 0o711); err == nil || errors.Is(err, os.ErrExist) {
 			if unix.Chmod(dir, 0o711) == nil {
 				return dir + "/" + file

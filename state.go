@@ -160,6 +160,26 @@ func (h home) makeRunRoot() error {
 	return nil
 }
 
+// notifyDir is where notify sockets lie that run/ is too long for, or closed to the service's user. "" = there is no such place.
+func (h home) notifyDir() string {
+	base := os.Getenv("XDG_RUNTIME_DIR")
+	if os.Geteuid() == 0 {
+		base = "/run"
+	}
+	if base == "" {
+		return ""
+	}
+	return base + "/diakonos-" + h.id()
+}
+
+// tidy removes what lies outside of a home of which nothing runs. What is not empty stays: the records of units do until `forget`.
+func (h home) tidy() {
+	_ = unix.Rmdir(h.notifyDir())
+	if target, err := os.Readlink(h.runRoot()); err == nil {
+		_ = unix.Rmdir(target) // makeRunRoot makes it again
+	}
+}
+
 // placeOf is what unit files in dir depend on.
 func (h home) placeOf(dir string) place {
 	return placeOf(dir, h.path, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"))

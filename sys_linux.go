@@ -680,6 +680,20 @@ func openPeer(f *os.File) int {
 	return pidfd
 }
 
+// hungUp: the other end is closed; what it wrote may be unread yet.
+func (c *conn) hungUp() bool {
+	p := []unix.PollFd{{}}
+	raw, err := c.f.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Control(func(fd uintptr) {
+		p[0].Fd = int32(fd)
+		_, _ = unix.Poll(p, 0)
+	})
+	return err != nil || p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+}
+
 // awaitEnd waits until a process has ended, or the limit has passed.
 func awaitEnd(pidfd int, limit time.Duration) {
 	if pidfd < 0 {

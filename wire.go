@@ -399,21 +399,20 @@ var setupStageCodes = []struct {
 	code  int
 }{
 	{stageChdir, 200}, {stageFDs, 202}, {stageExec, 203}, {stageLimits, 205}, {stageOOM, 206}, {stageSigmask, 207},
-	{stageGroup, 216}, {stageUser, 217}, {stageCgroup, 219}, {stageSetsid, 220}, {stageEnvironment, 245},
+	{stageGroup, 216}, {stageUser, 217}, {stageCgroup, 219}, {stageSetsid, 220},
 }
 
 const (
-	stageChdir       setupStage = "chdir"
-	stageFDs         setupStage = "fds"
-	stageExec        setupStage = "exec"
-	stageLimits      setupStage = "limits"
-	stageOOM         setupStage = "oom"
-	stageSigmask     setupStage = "sigmask"
-	stageGroup       setupStage = "group"
-	stageUser        setupStage = "user"
-	stageCgroup      setupStage = "cgroup"
-	stageSetsid      setupStage = "setsid"
-	stageEnvironment setupStage = "environment"
+	stageChdir   setupStage = "chdir"
+	stageFDs     setupStage = "fds"
+	stageExec    setupStage = "exec"
+	stageLimits  setupStage = "limits"
+	stageOOM     setupStage = "oom"
+	stageSigmask setupStage = "sigmask"
+	stageGroup   setupStage = "group"
+	stageUser    setupStage = "user"
+	stageCgroup  setupStage = "cgroup"
+	stageSetsid  setupStage = "setsid"
 )
 
 func (s setupStage) exitCode() int {
