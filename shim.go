@@ -1290,8 +1290,10 @@ func (s *shim) leftPIDs() []int {
 
 func (s *shim) startPump() error {
 	owner := -1
-	if a, wrong := accountOf(s.svc.unit); wrong == nil && a.switched {
-		owner = a.uid
+	if u := s.svc.unit; u.User != "" || u.Group != "" {
+		if a, wrong := accountOf(u); wrong == nil && a.switched {
+			owner = a.uid
+		}
 	}
 	notes := make(chan pumpNote, 4)
 	p, err := startPump(pumpConfig{RunDir: ".", LogDir: s.home.logDir(s.name), MaxSize: s.svc.unit.LogMaxSize,
