@@ -27,7 +27,6 @@ const exitNeverRan = 199
 
 // stageMain never returns to the caller in good order: it becomes the service or exits.
 func stageMain() int {
-	runtime.LockOSThread() // credentials and signal mask belong to this thread, which execve keeps
 	order, ok := readOrder()
 	if !ok {
 		// End of file: the shim died or thought better of it. The empty main.pid and the status tell a successor that nothing ran.
@@ -38,6 +37,9 @@ func stageMain() int {
 		unix.CloseOnExec(fd)
 	}
 	closeInherited(pidFileFD + 1)
+	if order.UID >= 0 || order.GID >= 0 {
+		runtime.LockOSThread() // credentials belong to the thread, and execve keeps this one's; the lock costs a start one more thread
+	}
 	f := becomeService(order)
 	_, _ = unix.Write(reportFD, []byte(encodeStageFailure(f)))
 	return f.Stage.exitCode()
@@ -172,7 +174,8 @@ func enterDirectory(o stageOrder) error {
 }
 
 // resetSignals gives every signal its default action and empties the mask: what a caller ignored (nohup) or blocked must not reach a
-// service. A zeroed struct sigaction is SIG_DFL on all architectures.
+// service. The mask is this thread's, which execve keeps: from here to there only raw system calls are made, which let go of no thread. A
+// zeroed struct sigaction is SIG_DFL on all architectures.
 func resetSignals() {
 	var action [4]uint64
 	for sig := 1; sig <= 64; sig++ {

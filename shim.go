@@ -671,6 +671,7 @@ func (s *shim) carry(effects []effect) {
 // settle makes the present state durable, then visible, and sets the timer.
 func (s *shim) settle() {
 	if s.quitting = s.quitting && s.mayQuit(); s.quitting {
+		s.dropCgroup()
 		s.svc.ShimPID = 0 // who hears of the job's end sees that no shim is left
 	}
 	s.save()
@@ -787,13 +788,16 @@ func (s *shim) mayQuit() bool {
 	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.leaving || !s.retiring && (s.pump == nil || !s.pump.retired()))
 }
 
-// leave is the orderly end of the shim: the state on disk is the last word.
-func (s *shim) leave() {
+// dropCgroup comes before the last record, which names none.
+func (s *shim) dropCgroup() {
 	if s.svc.Cgroup != "" {
 		removeCgroup(s.svc.Cgroup)
 		s.svc.Cgroup = ""
 	}
-	_ = s.save()
+}
+
+// leave is the orderly end of the shim: the state on disk, which settle has written, is the last word.
+func (s *shim) leave() {
 	_ = unix.Unlink("main.pid")
 	_ = unix.Unlink("shim.pid")
 	_ = unix.Unlink(shimSocketName)
@@ -1293,8 +1297,10 @@ func (s *shim) leftPIDs() []int {
 
 func (s *shim) startPump() error {
 	owner := -1
-	if a, wrong := accountOf(s.svc.unit); wrong == nil && a.switched {
-		owner = a.uid
+	if u := s.svc.unit; u.User != "" || u.Group != "" {
+		if a, wrong := accountOf(u); wrong == nil && a.switched {
+			owner = a.uid
+		}
 	}
 	notes := make(chan pumpNote, 4)
 	p, err := startPump(pumpConfig{RunDir: ".", LogDir: s.home.logDir(s.name), MaxSize: s.svc.unit.LogMaxSize,

@@ -233,37 +233,36 @@ type recordFile struct {
 	room []byte // for both slots
 }
 
-// openRecord opens a record for writing and allocates its slots, so that a later write needs no space.
+// openRecord opens a record for writing.
 func openRecord(path string) (*recordFile, error) {
-	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err := openSlots(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open record %s: %w", path, err)
+		return nil, err
 	}
 	r := &recordFile{fd: fd, room: make([]byte, 2*slotBytes)}
-	if err := r.prepare(); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("cannot allocate record %s: %w", path, err)
+	if n, err := unix.Pread(fd, r.room, 0); err == nil {
+		_, r.seq, _ = newestSlot(r.room[:n]) // unreadable slots: begin at 0, both are overwritten
 	}
 	return r, nil
 }
 
-// prepare allocates the slots of a new file; of an old one it finds the sequence number.
-func (r *recordFile) prepare() error {
+// openSlots opens the file of a record and allocates the slots of a new one, so that a later write needs no space.
+func openSlots(path string) (int, error) {
+	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return -1, fmt.Errorf("cannot open record %s: %w", path, err)
+	}
 	var st unix.Stat_t
-	if err := unix.Fstat(r.fd, &st); err != nil {
-		return err
-	}
-	if st.Size >= 2*slotBytes {
-		if n, err := unix.Pread(r.fd, r.room, 0); err == nil {
-			_, r.seq, _ = newestSlot(r.room[:n]) // unreadable slots: begin at 0, both are overwritten
+	if err = unix.Fstat(fd, &st); err == nil && st.Size < 2*slotBytes {
+		if err = unix.Fallocate(fd, 0, 0, 2*slotBytes); err == unix.EOPNOTSUPP {
+			_, err = unix.Pwrite(fd, make([]byte, 2*slotBytes), 0)
 		}
-		return nil
 	}
-	err := unix.Fallocate(r.fd, 0, 0, 2*slotBytes)
-	if err == unix.EOPNOTSUPP {
-		_, err = unix.Pwrite(r.fd, r.room, 0)
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("cannot allocate record %s: %w", path, err)
 	}
-	return err
+	return fd, nil
 }
 
 // read reads what the record says now.
@@ -353,11 +352,11 @@ func (h home) makeRunDir(name string) error {
 	if err := os.Mkdir(h.runDir(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
-	r, err := openRecord(h.stateFile(name))
+	fd, err := openSlots(h.stateFile(name))
 	if err != nil {
 		return err
 	}
-	r.close()
+	unix.Close(fd)
 	return nil
 }
 

@@ -277,7 +277,7 @@ func newestSlot(file []byte) (best []byte, seq uint64, err error) {
 			best, seq = body, n
 		}
 	}
-	if best == nil && len(file) == 2*slotBytes && len(bytes.Trim(file, "\x00")) == 0 {
+	if best == nil && len(file) == 2*slotBytes && file[0] == 0 && bytes.Equal(file[1:], file[:len(file)-1]) { // each byte is as the one before
 		return nil, 0, errNeverWritten
 	}
 	if best == nil {
