@@ -1,4 +1,4 @@
-// Role: edges that a script cannot reach: many clients at once, clients that misbehave, a full disk, a daemon without
+// Role: edges that a script cannot reach: many clients at once, clients that misbehave, a full disk or one that hangs, a daemon without
 // descriptors, a thousand units.
 // Runs in: go test.
 // Owns: each test's home and services.
@@ -13,12 +13,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // testHome is a home with a service directory for a test in Go.
@@ -247,6 +250,81 @@ func TestFullDisk(t *testing.T) {
 				t.Errorf("after stop: got %v", st)
 			}
 		})
+	}
+}
+
+// hungDisk mounts a file system at dir; freeze makes all that writes to it hang, until the test ends or thaw is called.
+func hungDisk(t *testing.T, dir string) (freeze, thaw func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "only root can mount and freeze a file system")
+	}
+	image := dir + ".img"
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, dir}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			skip(t, fmt.Sprintf("a file system to freeze cannot be made here: %s: %v: %s", args[0], err, out))
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	ioctl := func(request uint) error { // FIFREEZE, FITHAW: linux/fs.h
+		d, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		return unix.IoctlSetInt(int(d.Fd()), request, 0)
+	}
+	thaw = func() { _ = ioctl(0xc0045878) } // it may have thawed already
+	t.Cleanup(thaw)
+	return func() {
+		t.Helper()
+		if err := ioctl(0xc0045877); err != nil {
+			skip(t, "a file system cannot be frozen here: "+err.Error())
+		}
+	}, thaw
+}
+
+// TestHungDisk: while the home's disk hangs, a service that prints goes on, is seen and can be stopped.
+func TestHungDisk(t *testing.T) {
+	h := newTestHome(t)
+	if err := os.Mkdir(h.home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	freeze, thaw := hungDisk(t, h.home)
+	if memoryDirectory() == "" {
+		skip(t, "run/ cannot lie on another disk here")
+	}
+	t.Cleanup(func() { thaw(); h.diakonos("kill") }) // before the disk goes
+	h.unit("web", "[service]\nExecStart = \"$SVC -seq "+h.dir+"/seq -seq-every 10ms -seq-burst 100\"\n")
+	h.diakonos("start", "web")
+	freeze()
+	frozen, err := readCounter(h.dir + "/seq")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const more = 10_000 // lines: more than a pipe takes
+	if !eventually(3*testPatience, func() bool { n, err := readCounter(h.dir + "/seq"); return err == nil && n > frozen+more }) {
+		n, _ := readCounter(h.dir + "/seq")
+		t.Errorf("the service is blocked after %d lines", n-frozen)
+	}
+	for _, verb := range []string{"status", "stop"} {
+		cmd := h.command(verb, "web")
+		hangs := time.AfterFunc(testPatience, func() { cmd.Process.Kill() })
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", verb, err, out)
+		}
+		hangs.Stop()
+	}
+	thaw()
+	h.diakonos("start", "web")
+	if out := h.diakonos("logs", "web"); !strings.Contains(out, "seq "+strconv.FormatUint(frozen, 10)+"\n") {
+		t.Errorf("the log lacks line %d, written before the disk hung", frozen)
 	}
 }
 

@@ -806,6 +806,9 @@ func (s *shim) leave() {
 		s.pump.stop()
 	}
 	s.own.end()
+	if s.daemon != nil {
+		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // a thread that hangs at the disk keeps all descriptors open, and us from ending
+	}
 }
 
 // removeCgroup removes a cgroup and those that the service made below it.
@@ -1079,15 +1082,20 @@ func (s *shim) forget(r role) {
 	s.payOwed()
 }
 
-// onGone: an adopted process has ended. Its status comes from whoever reaped it, from the zombie, or from its pidfd.
+// onGone: a process has ended. SIGCHLD tells the end of a child too, but the kernel may give that to the thread which hangs at the disk.
+// The status of an adopted one comes from whoever reaped it, from the zombie, or from its pidfd.
 func (s *shim) onGone(m msgGone) {
 	s.readNotify()
 	p := s.process(m.role)
-	if p.fd < 0 || p.child || p.ref.PID != m.pid || p.gone {
+	if p.fd < 0 || p.ref.PID != m.pid || p.gone {
 		return
 	}
 	if !pollIn(p.fd) {
 		s.awaitGone(p, m.role)
+		return
+	}
+	if p.child {
+		s.reap()
 		return
 	}
 	if ws, ok := pidfdExit(p.fd); ok {
