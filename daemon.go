@@ -779,7 +779,16 @@ func (m *manager) tell(list []ended) {
 
 // closeWish: a job that ended otherwise than by its shim leaves a wish that nobody will answer, and that an idle shim may wait for.
 func (m *manager) closeWish(e *supervised, x ended) {
-	if !strings.HasPrefix(e.want.Job, x.Job.ID) || strings.HasPrefix(e.record.Job.ID, x.Job.ID) && e.record.Job.Outcome != "" {
+	carriedOut := strings.HasPrefix(e.record.Job.ID, x.Job.ID) && e.record.Job.Outcome != ""
+	switch {
+	case !strings.HasPrefix(e.want.Job, x.Job.ID) || carriedOut && e.want.Then == "":
+		return
+	case carriedOut: // the stop of a restart; its start comes to nothing
+		w := e.want
+		w.Then = ""
+		if err := m.writeWant(e, w); err != nil {
+			m.say("%v", err)
+		}
 		return
 	}
 	if x.Result == jobDependency && m.isDown(e.name) && e.link == nil {
