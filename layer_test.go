@@ -48,7 +48,7 @@ shim+spawn: codec wire sys command unit log supervise state environ tree child p
 daemon+api: wire value sys unit deps supervise state tree
 render: wire log tree
 client: wire value sys unit log deps state tree api render
-main: wire state shim daemon api client
+main: wire sys state environ shim daemon api client
 `
 
 // pureFiles compute only: nothing of the machine, no clock.

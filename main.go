@@ -25,7 +25,7 @@
 // Role: the personality table; install and version.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: wire, state, shim, daemon, api, client.
+// Uses: wire, sys, state, environ, shim, daemon, api, client.
 package main
 
 import (
@@ -35,6 +35,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+
+	"golang.org/x/sys/unix"
 )
 
 // personalities are the names that the binary is called by; install makes links of these names.
@@ -48,8 +50,20 @@ var personalities = [...]struct {
 	{"diakonos-run", shimMain},
 }
 
+// handDownBinary: without /proc the first of our processes finds out where the binary is, for all that come after it.
+func handDownBinary(called string) {
+	if unix.Access(ownLink, unix.X_OK) == nil || os.Getenv(binaryVariable) != "" {
+		return
+	}
+	found := searchPath(called, os.Getenv("PATH"))
+	if path, err := filepath.Abs(found); found != "" && err == nil {
+		_ = os.Setenv(binaryVariable, path) // cannot fail for a path
+	}
+}
+
 func main() {
 	runtime.MemProfileRate = 0 // nobody reads the profile, and each process would pay for it
+	handDownBinary(os.Args[0])
 	name := filepath.Base(os.Args[0])
 	for _, p := range personalities {
 		if p.name == name {

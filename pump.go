@@ -189,6 +189,9 @@ func (p *pump) configure(maxSize int64, maxFiles int) {
 // retired tells whether leftovers of an earlier run still write into a retired FIFO.
 func (p *pump) retired() bool { return p.retirees.Load() > 0 }
 
+// hangs tells whether the disk hangs, and the pump's goroutine with it.
+func (p *pump) hangs() bool { return p.watch.Load() == pumpRelieved }
+
 // retire renames the FIFOs away, which are pumped until their last writer is gone, and makes new ones. Until the
 // note, fifo returns -1. Whoever else holds the old FIFOs open (the daemon) must close them then.
 func (p *pump) retire() {

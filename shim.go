@@ -805,9 +805,8 @@ func (s *shim) leave() {
 	if s.pump != nil {
 		s.pump.stop()
 	}
-	s.own.end()
-	if s.daemon != nil {
-		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // a thread that hangs at the disk keeps all descriptors open, and us from ending
+	if written := s.own.end(); s.daemon != nil && (!written || s.pump != nil && s.pump.hangs()) {
+		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // a thread that hangs at the disk keeps us from ending, and all descriptors open
 	}
 }
 

@@ -801,14 +801,16 @@ func (l *ownLog) run(lines <-chan string) {
 }
 
 // end is the last call: it waits until all is written, or no longer than ownLogEnd.
-func (l *ownLog) end() {
+func (l *ownLog) end() (written bool) {
 	if l.lines == nil {
-		return
+		return true
 	}
 	close(l.lines)
 	select {
 	case <-l.written:
+		return true
 	case <-time.After(ownLogEnd):
+		return false
 	}
 }
 

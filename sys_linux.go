@@ -426,11 +426,13 @@ func (l launch) start() (pid, pidfd int, err error) {
 // binaryVariable hands the absolute path of the binary to our processes where there is no /proc/self/exe.
 const binaryVariable = "DIAKONOS_BINARY"
 
-// selfExe names our own program for exec. The link works also when the file was replaced or deleted.
+// ownLink names our own program, also when the file was replaced or deleted.
+const ownLink = "/proc/self/exe"
+
+// selfExe names our own program for exec.
 func selfExe() string {
-	const link = "/proc/self/exe"
-	if unix.Access(link, unix.X_OK) == nil {
-		return link
+	if unix.Access(ownLink, unix.X_OK) == nil {
+		return ownLink
 	}
 	return os.Getenv(binaryVariable)
 }
