@@ -374,7 +374,7 @@ func TestFewDescriptors(t *testing.T) {
 	if err := daemon.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer daemon.Wait()
+	t.Cleanup(func() { daemon.Process.Kill(); daemon.Wait() })
 	if !eventually(testPatience, func() bool { return h.command("daemon-status").Run() == nil }) {
 		t.Fatal("no daemon answers")
 	}
@@ -386,6 +386,11 @@ func TestFewDescriptors(t *testing.T) {
 		t.Fatal("the daemon is gone")
 	}
 	h.diakonos(append([]string{"stop"}, names...)...)
-	h.diakonos("start", names[0])
+	if !eventually(testPatience, func() bool { // once it has closed what the last shims left
+		out, err = h.command("start", names[0]).CombinedOutput()
+		return err == nil
+	}) {
+		t.Errorf("after the stop: %v\n%s", err, out)
+	}
 	h.diakonos("kill")
 }
