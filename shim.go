@@ -457,7 +457,7 @@ func (s *shim) lateStatus(p *process, r role, ref pidRef, h handover) exitStatus
 			return exitOf(ws)
 		}
 	}
-	if st, err := readStat(ref.PID); err == nil && st.state == 'Z' && st.start == ref.Start {
+	if st, err := readStat(ref.PID); err == nil && st.ended() && st.start == ref.Start {
 		return exitOf(unix.WaitStatus(st.exitCode))
 	}
 	if s.awaitNote(p, r, ref) {
@@ -1101,7 +1101,7 @@ func (s *shim) onGone(m msgGone) {
 		s.ended(m.role, exitOf(ws))
 		return
 	}
-	if st, err := readStat(m.pid); err == nil && st.state == 'Z' && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
+	if st, err := readStat(m.pid); err == nil && st.ended() && st.start == p.ref.Start && !s.daemonReaps(st.ppid) {
 		s.ended(m.role, exitOf(unix.WaitStatus(st.exitCode)))
 		return
 	}
@@ -1138,7 +1138,7 @@ func (s *shim) awaitStatus(m msgGone, fd int) {
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid}, x}}}
 		return
 	}
-	if st, err := readStat(m.pid); err == nil && st.state == 'Z' {
+	if st, err := readStat(m.pid); err == nil && st.ended() {
 		x := exitOf(unix.WaitStatus(st.exitCode))
 		s.inbox <- msgFrame{nil, shimFrame{Op: opExit, Exit: &exitNote{pidRef{PID: m.pid, Start: st.start}, x}}}
 		return

@@ -557,7 +557,7 @@ func (s *shim) mayNotify(sender unix.Ucred) bool {
 // isPastSender: a short-lived helper (`tool READY=1; exec program` in a shell script) is gone before anybody can tell whose it was. It has
 // been told the path of the socket and has the service's user; where there is no cgroup a living one shows no more.
 func (s *shim) isPastSender(sender unix.Ucred) bool {
-	if st, err := readStat(int(sender.Pid)); err == nil && st.state != 'Z' {
+	if st, err := readStat(int(sender.Pid)); err == nil && !st.ended() {
 		return false
 	}
 	a, wrong := accountOf(s.svc.unit)
@@ -578,7 +578,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 	}
 	ref := identify(pid, fd)
 	st, err := readStat(pid)
-	if err != nil || st.state == 'Z' {
+	if err != nil || st.ended() {
 		unix.Close(fd)
 		return pidRef{}
 	}
@@ -624,7 +624,7 @@ func (s *shim) lookForMain() {
 func onlyChild(pids []int) int {
 	found := 0
 	for _, pid := range pids {
-		if st, err := readStat(pid); err == nil && st.ppid == os.Getpid() && st.state != 'Z' {
+		if st, err := readStat(pid); err == nil && st.ppid == os.Getpid() && !st.ended() {
 			if found != 0 {
 				return 0
 			}

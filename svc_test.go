@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,6 +39,7 @@ type svcFlags struct {
 	fds        bool
 	readyAfter time.Duration
 	notify     []string
+	firstExits bool
 	waitFor    string
 	then       string
 	seq        string
@@ -73,6 +75,9 @@ func svcMain() {
 			time.Sleep(2 * time.Millisecond)
 		}
 	}
+	if f.firstExits {
+		exitFirstThread()
+	}
 	time.Sleep(f.readyAfter)
 	for _, text := range f.notify {
 		notify(strings.NewReplacer("PPID", strconv.Itoa(os.Getppid()), "PID=SELF", "PID="+strconv.Itoa(os.Getpid())).Replace(text))
@@ -107,6 +112,7 @@ func parseSvc() svcFlags {
 	flag.BoolVar(&f.env, "env", false, "print the environment as `env NAME=value`")
 	flag.BoolVar(&f.fds, "fds", false, "print descriptors, signals, session, umask, directory, user and limits")
 	flag.StringVar(&f.waitFor, "wait-file", "", "wait until this file exists")
+	flag.BoolVar(&f.firstExits, "first-thread-exits", false, "end the first thread after -wait-file, and print `first thread ended`")
 	flag.DurationVar(&f.readyAfter, "ready-after", 0, "wait so long before -notify and -append")
 	flag.Func("notify", "send this to NOTIFY_SOCKET (may be repeated); PID=SELF and PPID are filled in", add(&f.notify, ""))
 	flag.StringVar(&f.then, "append", "", "append the arguments as one line to this file")
@@ -126,6 +132,26 @@ func parseSvc() svcFlags {
 	flag.StringVar(&f.die, "die", "", "die by this signal after -exit-after")
 	flag.Parse()
 	return f
+}
+
+// exitFirstThread ends the thread whose number is the PID, as pthread_exit(3) in main does. /proc shows a zombie then, which lives.
+func exitFirstThread() {
+	for range 64 { // each takes a thread for itself until one has the first
+		go func() {
+			runtime.LockOSThread()
+			if unix.Gettid() == os.Getpid() {
+				syscall.Syscall(syscall.SYS_EXIT, 0, 0, 0)
+			}
+			select {}
+		}()
+	}
+	for {
+		if st, err := readStat(os.Getpid()); err == nil && st.state == 'Z' {
+			fmt.Println("first thread ended")
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // forkedMark holds the number of the pipe's descriptor in the environment of the forked ones.

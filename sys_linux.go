@@ -51,6 +51,7 @@ type procStat struct {
 	pid, ppid, pgrp, session int
 	state                    byte
 	comm                     string
+	threads                  int    // field 20
 	start                    uint64 // field 22, clock ticks since boot
 	cpuTicks                 uint64 // fields 14 + 15
 	rssPages                 int64  // field 24
@@ -88,10 +89,13 @@ func parseStat(b []byte) (s procStat, err error) {
 	s.state = f[0][0]
 	s.ppid, s.pgrp, s.session = int(num(4)), int(num(5)), int(num(6))
 	s.cpuTicks, s.start, s.rssPages = uint64(num(14)+num(15)), uint64(num(22)), num(24)
-	s.exitCode = int(num(52))
+	s.threads, s.exitCode = int(num(20)), int(num(52))
 	s.exiting = num(9)&0x4 != 0 // PF_EXITING of linux/sched.h
 	return s, nil
 }
+
+// ended: no thread of it lives. A process whose first thread has ended shows as a zombie too.
+func (s procStat) ended() bool { return s.state == 'X' || s.state == 'Z' && s.threads <= 1 }
 
 // readSmall reads a file of /proc or /sys in a few calls, without the poller. Most have less than 512 bytes.
 func readSmall(path string) ([]byte, error) {
@@ -186,7 +190,7 @@ func checkIdentity(fd int, ref pidRef) error {
 		}
 		return errGone
 	}
-	if st.state == 'Z' || st.state == 'X' {
+	if st.ended() {
 		return errGone
 	}
 	if ref.Start != 0 && st.start != ref.Start {

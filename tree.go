@@ -125,7 +125,7 @@ func (t tree) closure() ([]int, error) {
 	for grown := true; grown; {
 		grown = false
 		for _, p := range all {
-			if in[p.pid] || p.pid == t.shim || p.pid == os.Getpid() || p.state == 'Z' {
+			if in[p.pid] || p.pid == t.shim || p.pid == os.Getpid() || p.ended() {
 				continue
 			}
 			if in[p.ppid] || in[p.session] || t.shim != 0 && p.ppid == t.shim || inScope(p.pid, mark) {
@@ -207,7 +207,7 @@ func readDirNames(dir string) ([]string, error) {
 func (t tree) withoutOurs(pids []int) []int {
 	return slices.DeleteFunc(pids, func(pid int) bool {
 		s, err := readStat(pid)
-		return err != nil || s.state == 'Z' || t.isOurs(pid, s.comm)
+		return err != nil || s.ended() || t.isOurs(pid, s.comm)
 	})
 }
 
