@@ -290,7 +290,7 @@ func hungDisk(t *testing.T, dir string) (freeze, thaw func()) {
 	}, thaw
 }
 
-// TestHungDisk: while the home's disk hangs, a service that prints goes on, is seen and can be stopped.
+// TestHungDisk: while the home's disk hangs, a service that prints goes on, is seen, can be stopped and started again, and what it printed is logged.
 func TestHungDisk(t *testing.T) {
 	h := newTestHome(t)
 	if err := os.Mkdir(h.home, 0o700); err != nil {
@@ -313,7 +313,7 @@ func TestHungDisk(t *testing.T) {
 		n, _ := readCounter(h.dir + "/seq")
 		t.Errorf("the service is blocked after %d lines", n-frozen)
 	}
-	for _, verb := range []string{"status", "stop"} {
+	for _, verb := range []string{"status", "stop", "start", "stop"} {
 		cmd := h.command(verb, "web")
 		hangs := time.AfterFunc(testPatience, func() { cmd.Process.Kill() })
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -323,7 +323,9 @@ func TestHungDisk(t *testing.T) {
 	}
 	thaw()
 	h.diakonos("start", "web")
-	if out := h.diakonos("logs", "web"); !strings.Contains(out, "seq "+strconv.FormatUint(frozen, 10)+"\n") {
+	if !eventually(testPatience, func() bool {
+		return strings.Contains(h.diakonos("logs", "web"), "seq "+strconv.FormatUint(frozen, 10)+"\n")
+	}) {
 		t.Errorf("the log lacks line %d, written before the disk hung", frozen)
 	}
 }

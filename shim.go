@@ -783,9 +783,9 @@ func (s *shim) onTime() {
 	}
 }
 
-// mayQuit: no process, no output and no job is left.
+// mayQuit: no process, no output and no job is left. What waits in memory for a disk that hangs is output too.
 func (s *shim) mayQuit() bool {
-	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.leaving || !s.retiring && (s.pump == nil || !s.pump.retired()))
+	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.leaving || !s.retiring && (s.pump == nil || !s.pump.retired() && !s.pump.hangs()))
 }
 
 // dropCgroup comes before the last record, which names none.
