@@ -557,7 +557,7 @@ func (s *shim) mayNotify(sender unix.Ucred) bool {
 // isPastSender: a short-lived helper (`tool READY=1; exec program` in a shell script) is gone before anybody can tell whose it was. It has
 // been told the path of the socket and has the service's user; where there is no cgroup a living one shows no more.
 func (s *shim) isPastSender(sender unix.Ucred) bool {
-	if st, err := readStat(int(sender.Pid)); err == nil && !st.ended() {
+	if st, err := readStat(int(sender.Pid)); err == nil && !st.exiting && st.state != 'Z' { // on its way out it is in no list any more
 		return false
 	}
 	a, wrong := accountOf(s.svc.unit)
