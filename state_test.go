@@ -518,7 +518,7 @@ func TestOwnLogNeverWaits(t *testing.T) {
 	l.end()
 	w.Close()
 	got := <-text
-	for _, want := range []string{"line 0\n", "line 63\n", "other 0\nother 1\n", "messages could not be written and are missing here\nlast\n"} {
+	for _, want := range []string{"line 0\n", "line 63\n", "other 0\n", "other 1\n", "messages could not be written and are missing here\nlast\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in %q", want, got)
 		}
