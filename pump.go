@@ -39,6 +39,7 @@ type pumpNote struct {
 	Retired bool   // new FIFOs are in place; Text says why not
 	Buried  bool   // the last retired FIFO has come to its end
 	Stopped bool   // the pump is gone
+	Settled bool   // what was kept in memory is in the log
 	Hung    bool   // with Drained: the FIFOs are empty, but the disk hangs and the log lacks the end
 	Text    string // worth a line in our own log; sent on change only
 }
@@ -66,6 +67,7 @@ type pump struct {
 	handles    [2]atomic.Int32 // of out and err; -1 = none at present
 	retirees   atomic.Int32    // retired FIFOs that somebody still writes into
 	watch      atomic.Uint32   // pumpFree, pumpAtDisk, pumpRelieved
+	inMemory   atomic.Bool     // from the beginning of a relief until all that it kept is in the log
 	reliefStop chan struct{}
 	reliefDone chan lostCount
 
@@ -189,8 +191,8 @@ func (p *pump) configure(maxSize int64, maxFiles int) {
 // retired tells whether leftovers of an earlier run still write into a retired FIFO.
 func (p *pump) retired() bool { return p.retirees.Load() > 0 }
 
-// hangs tells whether the disk hangs, and the pump's goroutine with it.
-func (p *pump) hangs() bool { return p.watch.Load() == pumpRelieved }
+// owes tells whether output is in memory, because the disk hangs or did a moment ago. A note with Settled tells the end of that.
+func (p *pump) owes() bool { return p.inMemory.Load() }
 
 // retire renames the FIFOs away, which are pumped until their last writer is gone, and makes new ones. Until the
 // note, fifo returns -1. Whoever else holds the old FIFOs open (the daemon) must close them then.
@@ -926,6 +928,7 @@ func (p *pump) relief() {
 	if !p.watch.CompareAndSwap(pumpAtDisk, pumpRelieved) {
 		return
 	}
+	p.inMemory.Store(true)
 	var lost lostCount
 	hung := pumpNote{Text: fmt.Sprintf("the disk of log %q hangs; output is kept in memory, then dropped and counted", p.log.path)}
 	pending := []pumpNote{hung}
@@ -1029,7 +1032,8 @@ func (p *pump) relieved(was *lostCount) {
 		p.addLost(lost)
 		p.tellLost()
 	}
-	p.outbox = append(p.outbox, pumpNote{Text: fmt.Sprintf("the disk of log %q works again", p.log.path)})
+	p.inMemory.Store(false)
+	p.outbox = append(p.outbox, pumpNote{Settled: true, Text: fmt.Sprintf("the disk of log %q works again", p.log.path)})
 	p.poke()
 }
 

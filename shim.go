@@ -45,33 +45,34 @@ type shim struct {
 	hangups    chan os.Signal
 
 	// loop
-	svc      *service
-	own      ownLog
-	state    *recordFile
-	saved    []byte // the record as it was last written and announced
-	spare    []byte // room for its next text
-	queue    []event
-	pump     *pump
-	drains   uint64 // token of the drain under way
-	daemon   *conn  // nil = none is connected
-	main     process
-	control  process
-	adopted  bool // processes may not be our descendants
-	watching *scope
-	members  map[int]bool // processes of the tree that whenReadable looks at; 0 = the tree itself is looked at again
-	waiting  *spawn       // main command that waits for leftovers to end
-	owed     *kill        // signal that waits for a stage to become the service
-	retiring bool         // the pump is about to replace the FIFOs
-	notify   notifySocket
-	hold     []heldFD // descriptors to travel with the next state frame
-	timer    *time.Timer
-	healAt   boottime // 0 = no healing is due
-	healWait time.Duration
-	spawns   uint64   // numbers the stages
-	pidWatch *os.File // inotify on the directory of PIDFile
-	leaving  bool     // nobody is to wait for leftovers
-	attaches bool     // stages enter the cgroup by themselves: they cannot be born in it
-	quitting bool
+	svc       *service
+	own       ownLog
+	state     *recordFile
+	saved     []byte // the record as it was last written and announced
+	spare     []byte // room for its next text
+	queue     []event
+	pump      *pump
+	drains    uint64 // token of the drain under way
+	undrained uint64 // the drain that the pump has not answered; it may be slower than the drain's limit. 0 = none
+	daemon    *conn  // nil = none is connected
+	main      process
+	control   process
+	adopted   bool // processes may not be our descendants
+	watching  *scope
+	members   map[int]bool // processes of the tree that whenReadable looks at; 0 = the tree itself is looked at again
+	waiting   *spawn       // main command that waits for leftovers to end
+	owed      *kill        // signal that waits for a stage to become the service
+	retiring  bool         // the pump is about to replace the FIFOs
+	notify    notifySocket
+	hold      []heldFD // descriptors to travel with the next state frame
+	timer     *time.Timer
+	healAt    boottime // 0 = no healing is due
+	healWait  time.Duration
+	spawns    uint64   // numbers the stages
+	pidWatch  *os.File // inotify on the directory of PIDFile
+	leaving   bool     // nobody is to wait for leftovers
+	attaches  bool     // stages enter the cgroup by themselves: they cannot be born in it
+	quitting  bool
 }
 
 // process is the main or control process while it runs.
@@ -166,6 +167,9 @@ func superviseMain(name string) int {
 		err = s.open()
 	}
 	if err != nil {
+		if s != nil {
+			s.own.end() // what led to it comes first
+		}
 		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
 		return exitFailed
 	}
@@ -592,7 +596,7 @@ func (s *shim) handle(m any) {
 		}
 	case msgMember:
 		delete(s.members, m.pid)
-		s.checkTree()
+		s.reap()
 	case msgNotify:
 		s.readNotify()
 		m.read <- struct{}{}
@@ -783,15 +787,26 @@ func (s *shim) onTime() {
 	}
 }
 
-// mayQuit: no process, no output and no job is left. What waits in memory for a disk that hangs is output too.
+// mayQuit: no process, no output and no job is left. Who was told to leave waits for no more than the job.
 func (s *shim) mayQuit() bool {
-	return s.main.fd < 0 && s.control.fd < 0 && !s.svc.openJob() && (s.leaving || !s.retiring && (s.pump == nil || !s.pump.retired() && !s.pump.hangs()))
+	switch {
+	case s.svc.openJob():
+		return false
+	case s.leaving && s.svc.idle():
+		return true
+	case s.main.fd >= 0 || s.control.fd >= 0 || s.svc.Sub == exited && !s.treeIsEmpty():
+		return false
+	}
+	return s.pump == nil || !s.retiring && s.undrained == 0 && !s.pump.retired() && !s.pump.owes()
 }
 
 // dropCgroup comes before the last record, which names none.
 func (s *shim) dropCgroup() {
-	if s.svc.Cgroup != "" {
-		removeCgroup(s.svc.Cgroup)
+	if s.svc.Cgroup == "" {
+		return
+	}
+	removeCgroup(s.svc.Cgroup)
+	if unix.Access(s.svc.Cgroup, unix.F_OK) != nil { // else something lives in it
 		s.svc.Cgroup = ""
 	}
 }
@@ -805,7 +820,7 @@ func (s *shim) leave() {
 	if s.pump != nil {
 		s.pump.stop()
 	}
-	if written := s.own.end(); s.daemon != nil && (!written || s.pump != nil && s.pump.hangs()) {
+	if written := s.own.end(); s.daemon != nil && (!written || s.pump != nil && s.pump.owes()) {
 		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // a thread that hangs at the disk keeps us from ending, and all descriptors open
 	}
 }
@@ -894,7 +909,9 @@ func (s *shim) readWant() {
 			s.pump.configure(ev.unit.LogMaxSize, ev.unit.LogMaxFiles)
 		}
 	}
-	s.waiting = nil
+	if w.Verb == verbStop || w.Verb == verbRestart {
+		s.waiting = nil // another wish leaves the start under way as it is
+	}
 	s.feed(ev)
 }
 
@@ -1226,8 +1243,9 @@ func (s *shim) lookAtMembers() {
 	if s.svc.Sub == stopSigkill || s.svc.Sub == finalSigkill || s.waiting != nil {
 		s.tree().signal(syscall.SIGKILL)
 	}
-	if s.members[0] || s.main.fd >= 0 || s.control.fd >= 0 || !s.adopted && s.svc.Cgroup == "" {
-		return // we are woken; where all are descendants, the last end is an end of a child of ours
+	descendants := !s.adopted && s.svc.Cgroup == "" // the last end is an end of a child of ours, unless SIGCHLD hangs with the pump
+	if s.members[0] || s.main.fd >= 0 || s.control.fd >= 0 || descendants && (s.pump == nil || !s.pump.owes()) {
+		return // we are woken
 	}
 	pids, err := s.tree().look()
 	watched := false
@@ -1330,6 +1348,7 @@ func (s *shim) drain(e drain) {
 		s.feed(evDrained{})
 		return
 	}
+	s.undrained = s.drains
 	s.pump.drain(s.drains)
 	if e.limit > 0 {
 		token := s.drains
@@ -1374,6 +1393,9 @@ func (s *shim) onPump(n pumpNote) {
 			}
 		}
 	}
+	if n.Drained != 0 && n.Drained == s.undrained {
+		s.undrained = 0
+	}
 	if n.Drained != 0 && n.Drained == s.drains {
 		s.drains++ // the limit of this drain is void
 		s.feed(evDrained{})
@@ -1382,7 +1404,7 @@ func (s *shim) onPump(n pumpNote) {
 	case dead, failed:
 		s.quitting = !s.wishWaits()
 	case exited:
-		if n.Buried {
+		if n.Buried || n.Settled {
 			s.drain(drain{drainLimit})
 		}
 	}

@@ -30,7 +30,7 @@ func (s *shim) spawnWhenClear(e spawn) {
 		s.pump.retire()
 	}
 	if s.retiring {
-		s.waiting = &e // its FIFOs are not there yet
+		s.waiting, s.watching = &e, nil // its FIFOs are not there yet
 		return
 	}
 	mode := s.svc.unit.KillMode
@@ -305,7 +305,11 @@ func (s *shim) makeCgroup() int {
 		}
 		s.svc.Cgroup = dir
 	}
-	fd, err := openRetry(s.svc.Cgroup, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
+	fd, err := openRetry(s.svc.Cgroup, flags, 0)
+	if errors.Is(err, unix.ENOENT) && unix.Mkdir(s.svc.Cgroup, 0o755) == nil { // somebody has removed it, empty as it was
+		fd, err = openRetry(s.svc.Cgroup, flags, 0)
+	}
 	if err != nil {
 		s.svc.Cgroup = ""
 		return -1

@@ -1287,7 +1287,7 @@ func (s *service) onTimeout(now instant) {
 	case reload:
 		s.do(killControl{})
 		s.finishJob(outcomeFailed, fmt.Sprintf("reload did not end within %s (TimeoutStartSec)", s.unit.TimeoutStartSec))
-		s.Control = pidRef{}
+		s.Control, s.Spawning = pidRef{}, ""
 		s.enterRunning(now)
 	case stopping:
 		s.fail(resultTimeout, fmt.Sprintf("ExecStop did not end within %s (TimeoutStopSec)", s.unit.TimeoutStopSec))
