@@ -493,6 +493,8 @@ func (sc *lineScanner) field(key string, s *unitStatus) bool {
 		s.Name = sc.str()
 	case "description":
 		s.Description = sc.str()
+	case "documentation":
+		s.Documentation = sc.str()
 	case "unit_file":
 		s.UnitFile = sc.str()
 	case "load_state":

@@ -1040,7 +1040,7 @@ func TestUnitLinesReadTheSameBothWays(t *testing.T) {
 		}
 		return string(b) + "\n"
 	}
-	full := unitStatus{Name: "n", Description: "d ü", UnitFile: "u", LoadState: "ls", LoadError: "le", ActiveState: "a", SubState: "s", Result: "r", Reason: "re",
+	full := unitStatus{Name: "n", Description: "d ü", Documentation: "man:a(1)", UnitFile: "u", LoadState: "ls", LoadError: "le", ActiveState: "a", SubState: "s", Result: "r", Reason: "re",
 		StatusText: "st", MainPID: 1, ControlPID: 2, ShimPID: 3, Supervised: true, Restarts: 4, StateSince: new("5"), StartedAt: new("6"), NextStart: new("7"),
 		ExitCode: new(8), ExitSignal: new("9"), MemoryBytes: new(int64(10)), CPUSeconds: new(11.0), Enabled: true, ChangedOnDisk: true, InvocationID: "12", Cgroup: "13"}
 	for _, row := range []struct {

@@ -796,6 +796,7 @@ func (v *view) statusScreen(s *unitStatus, procs []procInfo) {
 		title += " - " + visible(s.Description)
 	}
 	v.wrapped(v.stateDot(s)+" ", v.paint(inkStrong, title))
+	v.field("Docs", visible(s.Documentation))
 	v.loadFields(s)
 	v.stateFields(s)
 	v.field("Main PID", v.mainText(s, procs))

@@ -174,7 +174,7 @@ func holds(st map[string]any, condition string) bool {
 
 // unitFields are the fields that every unit of --json has: programs read them.
 var unitFields = map[string]string{
-	"string":         "name description unit_file load_state load_error active_state sub_state result reason status_text invocation_id cgroup",
+	"string":         "name description documentation unit_file load_state load_error active_state sub_state result reason status_text invocation_id cgroup",
 	"number":         "main_pid control_pid shim_pid restarts",
 	"bool":           "supervised enabled changed_on_disk",
 	"null or string": "state_since started_at next_start exit_signal",

@@ -836,7 +836,7 @@ func statusOf(name string, u *unit, rec runRecord, x statusFacts) unitStatus {
 		s.Result = resultSuccess
 	}
 	if u != nil {
-		s.Description, s.UnitFile = u.Description, u.Path
+		s.Description, s.Documentation, s.UnitFile = u.Description, strings.Join(u.Documentation, " "), u.Path
 	}
 	if x.shimAlive {
 		s.ShimPID = rec.ShimPID

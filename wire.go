@@ -559,6 +559,7 @@ type jobLine struct {
 type unitStatus struct {
 	Name          string   `json:"name"`
 	Description   string   `json:"description"`
+	Documentation string   `json:"documentation"` // separated by spaces
 	UnitFile      string   `json:"unit_file"`
 	LoadState     string   `json:"load_state"` // loaded, not-found, bad-setting
 	LoadError     string   `json:"load_error"`
