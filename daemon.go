@@ -309,7 +309,7 @@ func (m *manager) listen() (err error) {
 func (m *manager) announceSelf() error {
 	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err := rewriteFile(m.home.path+"/daemon.pid", pidFileText(os.Getpid())); err != nil {
-		m.say("%v", err) // a full disk must not keep the daemon away; only people read this file
+		m.say("%v", err) // a full disk must not keep the daemon away; daemon.json names it too
 	}
 	m.previous, _ = m.home.readDaemon()
 	return m.writeSelf(wantedRunning, m.previous.Attempts)
@@ -415,8 +415,10 @@ func (m *manager) handle(msg any) {
 	case msgShimGone:
 		m.onShimGone(msg)
 	case msgRetry:
-		msg.e.later = false
-		m.reachShim(msg.e)
+		if m.services[msg.e.name] == msg.e { // else it was forgotten
+			msg.e.later = false
+			m.reachShim(msg.e)
+		}
 	case msgAnswersDue:
 		m.checkAnswers()
 	case msgAdoptEnd:
@@ -694,8 +696,9 @@ func (m *manager) awaitAnswers(limit time.Duration) {
 	}
 }
 
-// checkAnswers looks for shims that were told something and have not stirred since. Their clients hear of it. `kill` must come to an end:
-// it has such a shim replaced, since the successor knows everything, and goes on without one that outlives even that.
+// checkAnswers looks for shims that were told something and have not stirred since; one that has stirred may take its time for a stop.
+// Their clients hear of it. `kill` has such a shim replaced, since the successor knows everything, and goes on without one that outlives
+// even that.
 func (m *manager) checkAnswers() {
 	next, waits := answerMax, false
 	for _, e := range m.services {
@@ -1121,7 +1124,7 @@ func (m *manager) retryShim(e *supervised, cause error) {
 	}
 	e.tries = 0
 	if !e.orderly() {
-		time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} })
+		time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} }) // not lookLater: a new order may try at once
 	}
 }
 
@@ -1131,7 +1134,7 @@ func (m *manager) connectShim(e *supervised) bool {
 	if err != nil {
 		return false
 	}
-	e.link, e.hello, e.child, e.last = newConn(f), false, false, nil
+	e.link, e.hello, e.child, e.leave, e.last = newConn(f), false, false, false, nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})

@@ -1137,11 +1137,7 @@ func (s *shim) onGone(m msgGone) {
 
 // daemonReaps: the zombie is the daemon's child, so its note is on the way; it knows more than /proc may show us.
 func (s *shim) daemonReaps(parent int) bool {
-	if s.daemon == nil {
-		return false
-	}
-	b, _ := readSmall(s.home.path + "/daemon.pid")
-	return parsePIDFile(b) == parent
+	return s.daemon != nil && s.home.isDaemon(parent)
 }
 
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.

@@ -450,6 +450,16 @@ func (h home) readUnit(name string) (*unit, error) {
 	return u, nil
 }
 
+// isDaemon: pid is that of our daemon. Its PID file may be missing on a full disk.
+func (h home) isDaemon(pid int) bool {
+	b, _ := readSmall(h.path + "/daemon.pid")
+	if parsePIDFile(b) == pid {
+		return true
+	}
+	d, err := h.readDaemon()
+	return err == nil && d.Daemon.PID == pid && processAlive(d.Daemon)
+}
+
 func (h home) readDaemon() (daemonRecord, error) {
 	var d daemonRecord
 	b, err := readSmall(h.daemonFile())

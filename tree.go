@@ -215,8 +215,7 @@ func (t tree) withoutOurs(pids []int) []int {
 func (t tree) isOurs(pid int, comm string) bool {
 	switch comm {
 	case daemonName:
-		b, _ := readSmall(t.home.path + "/daemon.pid")
-		return parsePIDFile(b) == pid
+		return t.home.isDaemon(pid)
 	case shimName:
 		dir, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
 		if err != nil {

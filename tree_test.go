@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -217,6 +218,12 @@ func TestOursAreNobodysService(t *testing.T) {
 	}
 	if !tr.isOurs(pid, daemonName) || tr.isOurs(pid, "sleep") {
 		t.Error("the daemon of daemon.pid is not ours")
+	}
+	if err := errors.Join(os.Remove(h.path+"/daemon.pid"), h.writeDaemon(daemonRecord{Daemon: refOf(pid)})); err != nil {
+		t.Fatal(err)
+	}
+	if !tr.isOurs(pid, daemonName) || tr.isOurs(os.Getpid(), daemonName) {
+		t.Error("the daemon of daemon.json is not ours, or another is")
 	}
 	shim := exec.Command("sleep", "1000")
 	shim.Dir = h.runDir("web")
