@@ -90,7 +90,7 @@ type supervised struct {
 	later  bool          // msgRetry is on the way: until then nothing is done for the shim
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
-	asked  time.Time     // when its shim was told to do something; zero once it has said anything
+	asked  time.Time     // when its shim was told to do something; zero once it has taken it
 	deaf   deafness
 	worked string // the job that was begun last
 	began  time.Time
@@ -696,7 +696,7 @@ func (m *manager) awaitAnswers(limit time.Duration) {
 	}
 }
 
-// checkAnswers looks for shims that were told something and have not stirred since; one that has stirred may take its time for a stop.
+// checkAnswers looks for shims that were told something and have not taken it; one that has may take its time for a stop.
 // Their clients hear of it. `kill` has such a shim replaced, since the successor knows everything, and goes on without one that outlives
 // even that.
 func (m *manager) checkAnswers() {
@@ -986,7 +986,6 @@ func (m *manager) onShim(msg msgShim) {
 		}
 		return
 	}
-	e.asked, e.deaf = time.Time{}, hearing
 	for i, fd := range msg.fds {
 		e.keep(msg.f.Names[i], fd)
 	}
@@ -996,9 +995,20 @@ func (m *manager) onShim(msg msgShim) {
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
 	}
+	if e.hasAnswered() {
+		e.asked, e.deaf = time.Time{}, hearing
+	}
 	if msg.f.Op == opHello {
 		m.adopted(e) // with the state that came along
 	}
+}
+
+// hasAnswered: the shim has taken what it was told last. A frame may be older than that; who was told to leave answers by its end.
+func (e *supervised) hasAnswered() bool {
+	if e.order != nil {
+		return e.record.Job.ID == e.order.id
+	}
+	return !e.leave
 }
 
 // keep holds a descriptor in place of an older one with the same label.
