@@ -87,7 +87,8 @@ type supervised struct {
 	met    time.Time     // hello of the present shim
 	brief  int           // shims in a row that ended soon after it
 	pause  time.Duration // before the shim was looked for last; it doubles
-	later  bool          // msgRetry is on the way: until then nothing is done for the shim
+	retry  *time.Timer   // of msgRetry
+	later  bool          // until msgRetry nothing is done for the shim
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
 	asked  time.Time     // when its shim was told to do something; zero once it has taken it
@@ -847,7 +848,15 @@ func (m *manager) startShim(e *supervised) {
 // lookLater looks for the shim after a pause, and lets it alone until then.
 func (m *manager) lookLater(e *supervised, pause time.Duration) {
 	e.pause, e.later = pause, true
-	time.AfterFunc(pause, func() { m.inbox <- msgRetry{e} })
+	m.retryAfter(e, pause)
+}
+
+// retryAfter sends msgRetry, in place of one that is on the way.
+func (m *manager) retryAfter(e *supervised, pause time.Duration) {
+	if e.retry != nil {
+		e.retry.Stop()
+	}
+	e.retry = time.AfterFunc(pause, func() { m.inbox <- msgRetry{e} })
 }
 
 // startShims starts the planned shims, in batches, each by one helper that detaches them.
@@ -1134,7 +1143,7 @@ func (m *manager) retryShim(e *supervised, cause error) {
 	}
 	e.tries = 0
 	if !e.orderly() {
-		time.AfterFunc(shimPause, func() { m.inbox <- msgRetry{e} }) // not lookLater: a new order may try at once
+		m.retryAfter(e, shimPause) // not lookLater: a new order may try at once
 	}
 }
 

@@ -125,3 +125,25 @@ func TestOwnerOfAnOrphan(t *testing.T) {
 		t.Error("the record of a dead shim is read again for each orphan")
 	}
 }
+
+// A shim that was given up is looked for again by one timer, whatever comes between; a service that was forgotten is not.
+func TestLookedForAgainOnce(t *testing.T) {
+	m := &manager{home: home{t.TempDir()}, inbox: make(chan any, 8), services: map[string]*supervised{}}
+	e := m.entry("web")
+	e.record.Sub, e.tries = running, shimTries
+	m.retryShim(e, errNoHello)
+	if e.later {
+		t.Error("a new order waits for a shim that was given up")
+	}
+	given := e.retry
+	m.lookLater(e, time.Hour)
+	if given.Stop() {
+		t.Error("two timers look for one shim")
+	}
+	e.retry.Stop()
+	delete(m.services, "web")
+	m.handle(msgRetry{e})
+	if len(m.pending) > 0 {
+		t.Error("a shim is started for a service that was forgotten")
+	}
+}
