@@ -1373,10 +1373,24 @@ func (s *shim) outputStands() bool {
 	return true
 }
 
+// awaitChildren has the ends of our children told by their pidfds too while the disk hangs, when SIGCHLD may not come. Always, it would
+// cost each shim 20 KB.
+func (s *shim) awaitChildren() {
+	if s.pump == nil || !s.pump.owes() {
+		return
+	}
+	for _, r := range []role{roleMain, roleControl} {
+		if p := s.process(r); p.fd >= 0 && p.child {
+			s.awaitGone(p, r)
+		}
+	}
+}
+
 func (s *shim) onPump(n pumpNote) {
 	if n.Text != "" {
 		s.warn("%s", n.Text)
 	}
+	s.awaitChildren()
 	if n.Retired {
 		s.retiring = false
 		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new

@@ -323,7 +323,7 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 	p := s.process(r)
 	closeFD(&p.fd) // of one that KillMode=none or a reload left behind
 	*p = process{ref: ref, fd: f.pidfd, child: true, pending: true, seq: p.seq}
-	s.awaitGone(p, r)
+	s.awaitChildren()
 	f.pidfd = -1
 	if r == roleControl {
 		s.svc.Control = ref
@@ -591,7 +591,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 	}
 	if st.ppid == os.Getpid() {
 		s.main = process{ref: ref, fd: fd, child: true}
-		s.awaitGone(&s.main, roleMain)
+		s.awaitChildren()
 	} else {
 		s.watchProcess(&s.main, roleMain, ref, fd)
 	}
