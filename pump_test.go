@@ -1,7 +1,7 @@
 // Role: tests of the pump: behaviour, faults of the disk, and the kill campaign of the log protocol.
 // Runs in: tests.
 // Owns: nothing.
-// Uses: log, pump, sys_log_linux.
+// Uses: log, pump, sys_log_linux, observe, script.
 
 package main
 
@@ -408,10 +408,8 @@ func TestPumpFindsRetiredFIFOsOfAPredecessor(t *testing.T) {
 
 func waitUntil(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for limit := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatalf("never: %s", what)
-		}
+	if !eventually(3*testPatience, ok) {
+		t.Fatalf("never: %s", what)
 	}
 }
 

@@ -299,15 +299,13 @@ func setupScript(env *testscript.Env) error {
 // finish ends whatever the script left behind, and fails it for processes that it did not declare.
 func (s *scriptState) finish() {
 	left := s.leftovers()
-	for deadline := time.Now().Add(testPatience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	eventually(testPatience, func() bool {
 		now := s.leftovers()
-		if len(now) == 0 {
-			break
-		}
 		for _, p := range now {
 			syscall.Kill(p.pid, syscall.SIGKILL)
 		}
-	}
+		return len(now) == 0
+	})
 	if dir, err := os.Readlink(filepath.Join(s.home, "run")); err == nil && strings.HasPrefix(dir, "/run/") {
 		os.RemoveAll(dir)
 	}

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -260,5 +261,30 @@ func TestStageThatDoesNotEnd(t *testing.T) {
 	s.endedChild(roleMain, waitedChild{pid: ref.PID, exit: exitStatus{exitExited, stageExec.exitCode()}})
 	if s.svc.Sub == starting || !strings.Contains(s.svc.Reason, "cannot execute") {
 		t.Errorf("%s (%s), want a failed start", s.svc.Sub, s.svc.Reason)
+	}
+}
+
+// TestStartThatWaits: a start that waits for leftovers goes on when a new daemon asks for it again, or somebody for a reload; it is
+// dropped for a stop or a restart.
+func TestStartThatWaits(t *testing.T) {
+	for _, c := range []struct {
+		verb  string
+		waits bool
+	}{{verbStart, true}, {verbReload, true}, {verbStop, false}, {verbRestart, false}} {
+		t.Chdir(t.TempDir())
+		h := home{t.TempDir()}
+		if err := os.MkdirAll(h.runDir("web"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		u := &unit{Name: "web", Type: typeOneshot, KillMode: killNone, TimeoutStartSec: time.Minute, TimeoutStopSec: time.Minute}
+		if err := errors.Join(writeJSON(h.unitFile("web"), u), writeRecord(h.wantFile("web"), &wantRecord{Version: protocolVersion, Boot: "b", Up: true, Job: "new", Verb: c.verb})); err != nil {
+			t.Fatal(err)
+		}
+		s := &shim{name: "web", home: h, boot: "b", inbox: make(chan any, 9), main: process{fd: -1}, control: process{fd: -1}, notify: notifySocket{fd: -1},
+			svc: newService(u, runRecord{Sub: starting, Job: jobRecord{ID: "old", Verb: verbStart}}), waiting: &spawn{role: roleMain}}
+		s.readWant()
+		if waits := s.waiting != nil; waits != c.waits || s.svc.Job.ID != "new" {
+			t.Errorf("%s: the start waits: %t, job %q; want %t, new", c.verb, waits, s.svc.Job.ID, c.waits)
+		}
 	}
 }

@@ -1,7 +1,7 @@
 // Role: tests of state.go: records on full disks, paths, what is refused, what a daemon's starter hands on.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: codec, state, wire, unit, sys, script.
+// Uses: codec, state, wire, unit, sys, script, observe.
 
 package main
 
@@ -511,8 +511,8 @@ func TestOwnLogNeverWaits(t *testing.T) {
 	text := make(chan string)
 	go func() { b, _ := io.ReadAll(r); text <- string(b[len(full):]) }()
 	<-stuck.written
-	for len(l.lines) > 0 {
-		time.Sleep(time.Millisecond) // its goroutine writes
+	if !eventually(testPatience, func() bool { return len(l.lines) == 0 }) {
+		t.Fatal("what was kept is not written when the disk works again")
 	}
 	l.write("last\n")
 	l.end()

@@ -1,7 +1,7 @@
 // Role: tests of tree.go on real processes that fork away.
 // Runs in: go test.
 // Owns: the processes that it starts.
-// Uses: tree, state, sys, wire, svc, script.
+// Uses: tree, state, sys, wire, svc, script, observe.
 
 package main
 
@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,17 +28,13 @@ func grove(t *testing.T, env []string, args ...string) *exec.Cmd {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(testPatience); ; time.Sleep(time.Millisecond) {
-		if b, _ := os.ReadFile(file); len(b) > 0 {
-			if slices.Contains(args, "-fork-away") {
-				_ = cmd.Wait() // the first parent
-			}
-			return cmd
-		}
-		if time.Now().After(end) {
-			t.Fatal("svc does not come up")
-		}
+	if !eventually(testPatience, func() bool { b, _ := os.ReadFile(file); return len(b) > 0 }) {
+		t.Fatal("svc does not come up")
 	}
+	if slices.Contains(args, "-fork-away") {
+		_ = cmd.Wait() // the first parent
+	}
+	return cmd
 }
 
 // marked lists the live processes that have the mark on their command line.
