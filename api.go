@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,9 @@ import (
 
 // clientBacklog is how much may wait for a client that does not read (bytes); then it is dropped, never waited for.
 const clientBacklog = 8 << 20
+
+// typicalReply is about how long the line for one unit is (bytes).
+const typicalReply = 1 << 10
 
 // session is one connection of a client. The loop gives what is to be written to a goroutine, which asks for more when it is through.
 type session struct {
@@ -119,14 +123,15 @@ func (m *manager) send(c *session, replies ...reply) {
 	if !m.clients[c] {
 		return
 	}
-	for _, r := range replies {
-		line, err := json.Marshal(r)
-		if err != nil {
+	lines := bytes.NewBuffer(c.backlog)
+	lines.Grow(len(replies) * typicalReply)
+	enc := json.NewEncoder(lines)
+	for i := range replies {
+		if err := enc.Encode(&replies[i]); err != nil {
 			m.say("internal error: cannot encode an answer: %v", err)
-			continue
 		}
-		c.backlog = append(append(c.backlog, line...), '\n')
 	}
+	c.backlog = lines.Bytes()
 	c.give()
 	if len(c.backlog) > clientBacklog {
 		_ = c.conn.f.SetDeadline(time.Unix(1, 0)) // its writer must not wait for ever either

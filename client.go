@@ -995,17 +995,17 @@ func (c *client) knownNames() ([]string, error) {
 }
 
 // measureUnit fills in memory and CPU time, which the daemon leaves to its clients.
-func measureUnit(s *unitStatus) {
+func measureUnit(s *unitStatus, meter memoryMeter) {
 	if s.MemoryBytes != nil || s.CPUSeconds != nil || s.MainPID == 0 && s.Cgroup == "" {
 		return
 	}
-	s.MemoryBytes, s.CPUSeconds = memoryUsage(*s), cpuUsage(*s)
+	s.MemoryBytes, s.CPUSeconds = meter.usage(*s), cpuUsage(*s)
 }
 
 // measureTree is measureUnit for `status`: without a cgroup it counts every process of the service.
 func measureTree(s *unitStatus, procs []procInfo) {
 	if s.Cgroup != "" || len(procs) == 0 {
-		measureUnit(s)
+		measureUnit(s, memoryMeter{})
 		return
 	}
 	var memory int64
@@ -1026,10 +1026,11 @@ func (c *client) runList() int {
 	if o.Error != "" {
 		return c.result(o)
 	}
+	meter := memoryMeter{}
 	switch {
 	case c.json:
 		for i := range units {
-			measureUnit(&units[i])
+			measureUnit(&units[i], meter)
 		}
 		jsonArray(c.out, units)
 	case len(units) == 0:
@@ -1037,7 +1038,7 @@ func (c *client) runList() int {
 	default:
 		for i := range units {
 			if s := &units[i]; s.MemoryBytes == nil {
-				s.MemoryBytes = memoryUsage(*s) // the table shows no CPU time
+				s.MemoryBytes = meter.usage(*s) // the table shows no CPU time
 			}
 		}
 		c.out.listScreen(units)
