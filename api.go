@@ -488,7 +488,7 @@ func (m *manager) answerKill(c *session) {
 	}
 	slices.Sort(names)
 	m.submit(demand{Kind: stopJob, Names: names, By: byKill, Waiter: a})
-	m.awaitAnswers(answerMax) // also of a stop that was under way
+	m.awaitAnswers(time.Now()) // of a stop that was under way and whose shim has been reported
 }
 
 // checkKill ends the daemon once nothing runs: no job, no shim.

@@ -63,7 +63,8 @@ type manager struct {
 	serviceDir string
 	killer     *asker // `kill` is under way
 	ending     bool
-	listening  bool                 // msgAnswersDue is on the way
+	answers    *time.Timer          // of msgAnswersDue
+	answersDue time.Time            // when that comes; zero = it does not
 	previous   daemonRecord         // what daemon.json said before us
 	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
@@ -91,7 +92,7 @@ type supervised struct {
 	later  bool          // until msgRetry nothing is done for the shim
 	leave  bool          // it was told to leave
 	order  *carried      // what its shim is to carry out now
-	asked  time.Time     // when its shim was told to do something; zero once it has taken it
+	due    time.Time     // when its shim must have said more; zero = nothing is expected of it
 	deaf   deafness
 	worked string // the job that was begun last
 	began  time.Time
@@ -684,41 +685,55 @@ func (m *manager) carryOut(o order) {
 	m.poke(e, shimFrame{Op: opWant}) // also before its hello: it reads our frames in order
 }
 
-// expectAnswer: the shim is being told something. One timer serves all.
+// expectAnswer: the shim is being told something, which it takes at once.
 func (m *manager) expectAnswer(e *supervised) {
-	e.asked, e.deaf = time.Now(), hearing
-	m.awaitAnswers(answerMax)
+	e.deaf = hearing
+	m.expectWithin(e, answerMax)
 }
 
-func (m *manager) awaitAnswers(limit time.Duration) {
-	if !m.listening {
-		m.listening = true
-		time.AfterFunc(limit, func() { m.inbox <- msgAnswersDue{} })
+// expectOutcome: the shim has taken what it was told, and says more at the end of the time that it gives the present step.
+func (m *manager) expectOutcome(e *supervised) {
+	e.due, e.deaf = time.Time{}, hearing
+	if e.order != nil && e.record.Deadline != 0 {
+		m.expectWithin(e, time.Duration(e.record.Deadline-bootNow())+answerMax)
 	}
 }
 
-// checkAnswers looks for shims that were told something and have not taken it; one that has may take its time for a stop.
+func (m *manager) expectWithin(e *supervised, limit time.Duration) {
+	e.due = time.Now().Add(limit)
+	m.awaitAnswers(e.due)
+}
+
+// awaitAnswers sees to it that checkAnswers runs then, or earlier. One timer serves all.
+func (m *manager) awaitAnswers(due time.Time) {
+	if !m.answersDue.IsZero() && !due.Before(m.answersDue) {
+		return
+	}
+	m.answersDue = due
+	if m.answers == nil {
+		m.answers = time.AfterFunc(time.Until(due), func() { m.inbox <- msgAnswersDue{} })
+		return
+	}
+	m.answers.Reset(time.Until(due))
+}
+
+// checkAnswers looks for shims that owe us a word: that they have taken what they were told, or how a step with a deadline has ended.
 // Their clients hear of it. `kill` has such a shim replaced, since the successor knows everything, and goes on without one that outlives
 // even that.
 func (m *manager) checkAnswers() {
-	next, waits := answerMax, false
+	m.answersDue = time.Time{}
+	now := time.Now()
 	for _, e := range m.services {
-		left := answerMax - time.Since(e.asked)
 		switch {
-		case e.asked.IsZero():
-		case left > 0:
-			next = min(next, left)
-		case m.killer == nil && e.deaf == hearing:
-			e.deaf = reported
-			m.reportDeaf(e)
+		case e.due.IsZero():
+		case e.due.After(now):
+			m.awaitAnswers(e.due)
 		case m.killer != nil:
 			m.endDeaf(e)
+		case e.deaf == hearing:
+			e.deaf = reported
+			m.reportDeaf(e)
 		}
-		waits = waits || !e.asked.IsZero() && e.deaf != reported
-	}
-	m.listening = false
-	if waits {
-		m.awaitAnswers(next)
 	}
 }
 
@@ -750,7 +765,7 @@ func (m *manager) endDeaf(e *supervised) {
 		e.deaf = killed
 	default:
 		m.say("the shim of %q does not answer and cannot be ended", e.name)
-		e.asked = time.Time{}
+		e.due = time.Time{}
 		if link := e.link; link != nil {
 			e.link = nil
 			_ = unix.Shutdown(int(link.f.Fd()), unix.SHUT_RDWR) // its reader closes it
@@ -762,7 +777,7 @@ func (m *manager) endDeaf(e *supervised) {
 // finish reports the end of the order under way.
 func (m *manager) finish(e *supervised, result jobResult, text string) {
 	c := e.order
-	e.order, e.asked = nil, time.Time{}
+	e.order, e.due = nil, time.Time{}
 	if c != nil {
 		m.tell(m.jobs.finished(e.name, c.job.ID, c.verb, result, text))
 	}
@@ -1005,7 +1020,7 @@ func (m *manager) onShim(msg msgShim) {
 		m.onState(e, *msg.f.State)
 	}
 	if e.hasAnswered() {
-		e.asked, e.deaf = time.Time{}, hearing
+		m.expectOutcome(e)
 	}
 	if msg.f.Op == opHello {
 		m.adopted(e) // with the state that came along
