@@ -745,8 +745,8 @@ func (c *conn) readLine() ([]byte, error) {
 
 // fill reads once. Descriptors arrive with the first byte of the frame that they were sent with.
 func (c *conn) fill() error {
-	if cap(c.buf)-len(c.buf) < 2048 {
-		c.buf = append(make([]byte, 0, 2*len(c.buf)+4096), c.buf...)
+	if cap(c.buf)-len(c.buf) < 512 {
+		c.buf = append(make([]byte, 0, 4*len(c.buf)+1024), c.buf...)
 	}
 	oob := make([]byte, unix.CmsgSpace(8*4))
 	raw, err := c.f.SyscallConn()
