@@ -100,8 +100,8 @@ type campaign struct {
 	began    time.Time
 	faults   int
 
-	strikes, daemons, shims, commands, again, heals, lines int
-	attach                                                 []time.Duration
+	strikes, daemons, shims, stages, helpers, frozen, commands, again, heals, lines int
+	attach                                                                          []time.Duration
 }
 
 func TestKillCampaign(t *testing.T) {
@@ -202,9 +202,10 @@ func (c *campaign) summary() string {
 	for _, s := range c.subjects {
 		unseen += len(s.unseen())
 	}
-	return fmt.Sprintf("seed %d: %d kills (daemon %d, shim %d) over %d services, %d commands (%d again), daemon healed by shims %d times, "+
-		"back in %v p50, %v p99; %d lines checked, %d ends that nobody was left to see; %d faults; %.0f s",
-		c.seed, c.strikes, c.daemons, c.shims, len(c.subjects), c.commands, c.again, c.heals, at(50), at(99), c.lines, unseen, c.faults,
+	return fmt.Sprintf("seed %d: %d rounds (killed: daemon %d, shim %d, stage %d, helper %d; stopped for a while: %d) over %d services, "+
+		"%d commands (%d again), daemon healed by shims %d times, "+
+		"attached %v p50, %v p99 after the last kill or the start of the next daemon; %d lines checked, %d ends that nobody was left to see; %d faults; %.0f s",
+		c.seed, c.strikes, c.daemons, c.shims, c.stages, c.helpers, c.frozen, len(c.subjects), c.commands, c.again, c.heals, at(50), at(99), c.lines, unseen, c.faults,
 		time.Since(c.began).Seconds())
 }
 
@@ -216,11 +217,11 @@ func (c *campaign) round() {
 	c.pause(60)
 	from := bootNow()
 	alive := c.mainPIDs()
-	began := time.Now()
 	struck := c.strike()
+	after := bootNow()
 	c.awaitDaemon(struck)
 	c.awaitShims(struck)
-	c.attach = append(c.attach, time.Since(began))
+	c.attach = append(c.attach, time.Duration(bootNow()-max(after, c.daemonBegan())))
 	for _, a := range asked {
 		c.granted(a)
 	}
@@ -231,6 +232,13 @@ func (c *campaign) round() {
 		}
 	}
 	c.check()
+}
+
+// daemonBegan is when the present daemon was started, to 10 ms.
+func (c *campaign) daemonBegan() boottime {
+	p, _ := find(c.home, "@daemon")
+	ticks, _ := strconv.ParseInt(p.start, 10, 64)
+	return boottime(ticks * (int64(time.Second) / clockTicks))
 }
 
 // pause makes the moment of a kill random: 0 to most milliseconds.
@@ -350,11 +358,11 @@ type struck struct {
 	heal     bool          // no client starts the daemon until the shims had time to
 }
 
-// strike kills daemon, shims, or both, at once or one right after the other.
+// strike kills daemon, shims, or both, at once or one right after the other; stops them for a while; or kills what lives for moments only.
 func (c *campaign) strike() struck {
 	var k struck
 	one := c.pick(func(s *subject) bool { return s.up || s.busy })
-	switch n := c.chance.IntN(100); {
+	switch n := c.chance.IntN(130); {
 	case n < 25:
 		k.heal = c.chance.IntN(3) == 0 && !slices.ContainsFunc(c.subjects, func(s *subject) bool { return s.busy })
 		c.kill(&k, nil)
@@ -376,8 +384,30 @@ func (c *campaign) strike() struck {
 		c.kill(&k, nil)
 	case n < 95:
 		c.kill(&k, c.some(3)...)
-	default:
+	case n < 100:
 		c.kill(&k, append(c.some(len(c.subjects)), nil)...)
+	case n < 106: // a shim dies, and who replaces it stands still
+		thaw := c.freeze(nil)
+		c.pause(200)
+		c.kill(&k, one)
+		c.pause(300)
+		thaw()
+	case n < 112: // the daemon dies, and the next one meets a shim that stands still
+		thaw := c.freeze(one)
+		c.pause(200)
+		c.kill(&k, nil)
+		c.pause(400)
+		thaw()
+	case n < 116: // SIGKILL reaches what stands still, too
+		thaw := c.freeze(one)
+		c.pause(100)
+		c.kill(&k, one)
+		thaw()
+	case n < 123:
+		c.killStage(&k, c.pick(func(s *subject) bool { return s.up && s.kind.short }))
+	default: // the daemon replaces several shims by one helper
+		c.kill(&k, c.some(5)...)
+		c.killHelper(&k)
 	}
 	c.strikes++
 	return k
@@ -397,18 +427,24 @@ func (c *campaign) some(n int) (list []*subject) {
 	return list
 }
 
-// kill sends SIGKILL to the shims of the services, nil = to the daemon, all in the same moment.
-func (c *campaign) kill(k *struck, list ...*subject) {
-	var victims []seenProcess
-	var names []string
+// victims finds the shims of the services, nil = the daemon.
+func (c *campaign) victims(list []*subject) (found []seenProcess) {
 	for _, s := range list {
 		who, command := "@daemon", daemonName
 		if s != nil {
 			who, command = "shim:"+s.name, shimName
 		}
 		if p, err := find(c.home, who); err == nil && isNamed(p, command) {
-			victims, names = append(victims, p), append(names, fmt.Sprintf("%s %d", who, p.pid))
+			found = append(found, p)
 		}
+	}
+	return found
+}
+
+// kill sends SIGKILL to the shims of the services, nil = to the daemon, all in the same moment.
+func (c *campaign) kill(k *struck, list ...*subject) {
+	victims := c.victims(list)
+	for _, s := range list {
 		if s == nil {
 			k.daemon = true
 		} else {
@@ -424,7 +460,74 @@ func (c *campaign) kill(k *struck, list ...*subject) {
 		}
 	}
 	k.dead = append(k.dead, victims...)
-	c.note("kill: %s", strings.Join(names, ", "))
+	c.note("kill: %v", victims)
+}
+
+// freeze stops the shims of the services, nil = the daemon, until thaw.
+func (c *campaign) freeze(list ...*subject) (thaw func()) {
+	victims := c.victims(list)
+	for _, p := range victims {
+		syscall.Kill(p.pid, syscall.SIGSTOP)
+		c.frozen++
+	}
+	c.note("stop: %v", victims)
+	return func() {
+		for _, p := range victims {
+			if !isGone(p) {
+				syscall.Kill(p.pid, syscall.SIGCONT)
+			}
+		}
+		c.note("continue: %v", victims)
+	}
+}
+
+// killStage waits until the shim of a service that is started again and again has a stage, and kills that.
+func (c *campaign) killStage(k *struck, s *subject) {
+	c.killChild(k, "shim:"+s.name, shimName+" -exec", 500*time.Millisecond, &c.stages)
+}
+
+// killHelper kills the process that detaches several shims at once, if the daemon makes one now.
+func (c *campaign) killHelper(k *struck) {
+	c.killChild(k, "@daemon", shimName+" -detach", 50*time.Millisecond, &c.helpers)
+}
+
+// killChild kills a child of ours that lives for a few milliseconds. It looks for one without a pause, for it would miss it otherwise.
+func (c *campaign) killChild(k *struck, parent, command string, limit time.Duration, count *int) {
+	p, err := find(c.home, parent)
+	if err != nil {
+		return
+	}
+	for end := time.Now().Add(limit); time.Now().Before(end) && !isGone(p); {
+		for _, child := range childrenOf(p.pid) {
+			first, rest, _ := strings.Cut(child.command, " ")
+			if !strings.HasPrefix(filepath.Base(first)+" "+rest, command) {
+				continue
+			}
+			c.pause(2)
+			if now, live := readProcess(child.pid); live && now == child { // else it has become the service
+				syscall.Kill(child.pid, syscall.SIGKILL)
+				*count++
+				k.dead = append(k.dead, child)
+				c.note("kill: %v", child)
+			}
+			return
+		}
+	}
+}
+
+// childrenOf reads what the kernel lists (CONFIG_PROC_CHILDREN).
+func childrenOf(pid int) (list []seenProcess) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		for _, field := range strings.Fields(string(text)) {
+			n, _ := strconv.Atoi(field)
+			if p, live := readProcess(n); live {
+				list = append(list, p)
+			}
+		}
+	}
+	return list
 }
 
 // isNamed: the base of argv[0].
