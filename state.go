@@ -374,9 +374,12 @@ func cutTo(t string, most int) string {
 
 // ---- records that are replaced
 
+// temporarySuffix is for names of files that are about to be renamed. No unit name has it: a file of enabled/ is named after its unit.
+const temporarySuffix = "~"
+
 // replaceFile writes a file under a temporary name and renames it, so that a reader sees the old or the new content.
 func replaceFile(path string, content []byte) error {
-	tmp := path + ".new"
+	tmp := path + temporarySuffix
 	fd, err := openRetry(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
@@ -482,8 +485,8 @@ func (h home) enabledUnits() (map[string]string, error) {
 	}
 	units := map[string]string{}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".new") {
-			continue
+		if name, err := unitName(e.Name()); err != nil || name != e.Name() {
+			continue // a temporary file, or nothing of ours
 		}
 		b, err := readSmall(h.enabledFile(e.Name()))
 		if err == nil {

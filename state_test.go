@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -156,7 +157,7 @@ func TestRecordsOnAFullDisk(t *testing.T) {
 		t.Errorf("a file that was not there: %v", err)
 	}
 	for _, name := range []string{"json", "none"} {
-		if _, err := os.Lstat(dir + "/" + name + ".new"); err == nil {
+		if _, err := os.Lstat(dir + "/" + name + temporarySuffix); err == nil {
 			t.Errorf("the temporary file of %s stays", name)
 		}
 	}
@@ -175,6 +176,29 @@ func TestReplaceFileIsWhole(t *testing.T) {
 	checkFile(t, dir+"/json", "old")
 }
 
+// TestEnabledUnits: any name that a unit may have is found again, also one that looks like a temporary file, and nothing else is.
+func TestEnabledUnits(t *testing.T) {
+	h := home{t.TempDir()}
+	if err := os.Mkdir(h.enabledDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{}
+	for _, name := range []string{"web.new", "web", "a@b:c_d.e-f", `back\slash`, "-x"} {
+		want[name] = "/s/" + name + ".service"
+		if err := replaceFile(h.enabledFile(name), []byte(want[name]+"\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"half" + temporarySuffix, "no unit", "x.service"} {
+		if err := os.WriteFile(h.enabledFile(name), []byte("/s/x.service\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := h.enabledUnits(); err != nil || !maps.Equal(got, want) {
+		t.Errorf("got %v, %v; want %v", got, err, want)
+	}
+}
+
 func checkFile(t *testing.T, path, want string) {
 	t.Helper()
 	if got, err := os.ReadFile(path); err != nil || string(got) != want {
@@ -187,7 +211,7 @@ func TestReplaceFileFollowsNoLink(t *testing.T) {
 	if err := os.WriteFile(dir+"/victim", []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("victim", dir+"/x.new"); err != nil {
+	if err := os.Symlink("victim", dir+"/x"+temporarySuffix); err != nil {
 		t.Fatal(err)
 	}
 	if err := replaceFile(dir+"/x", []byte("theirs")); err == nil {
