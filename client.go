@@ -654,11 +654,11 @@ func (c *client) noDaemon(err error) int {
 }
 
 func (c *client) silentHint() string {
-	pid := c.home.daemonStatusFromFiles().PID
-	if pid == 0 {
-		return "see " + filepath.Join(c.home.path, "daemon.log")
+	d, up := c.home.liveDaemon()
+	if !up {
+		return "see " + c.home.daemonLog()
 	}
-	return fmt.Sprintf("it may be stopped: `kill -CONT %d` lets it go on, `kill -KILL %d` has it replaced, services run on", pid, pid)
+	return fmt.Sprintf("it may be stopped: `kill -CONT %d` lets it go on, `kill -KILL %d` has it replaced, services run on", d.Daemon.PID, d.Daemon.PID)
 }
 
 // ---- jobs

@@ -956,6 +956,15 @@ func TestASilentDaemonIsNoHang(t *testing.T) {
 	if code != exitFailed || out != "" {
 		t.Errorf("code %d, stdout %q", code, out)
 	}
+	f = newFake(t, silentDaemon(t))
+	f.patience = time.Millisecond
+	boot, pidns := bootIdentity()
+	if err := f.client.home.writeDaemon(daemonRecord{Boot: boot, PIDNS: pidns, Started: 1, Daemon: refOf(os.Getpid())}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, errs := f.run("start", "web"); !strings.Contains(errs, fmt.Sprintf("`kill -CONT %d` lets it go on", os.Getpid())) {
+		t.Errorf("a daemon that can be named: stderr %q", errs)
+	}
 }
 
 func TestListFallsBackToTheFiles(t *testing.T) {

@@ -271,8 +271,7 @@ func takeHome(h home) error {
 		if err != unix.EWOULDBLOCK {
 			return err
 		}
-		d, err := h.readDaemon()
-		switch up := err == nil && d.Started != 0 && processAlive(d.Daemon); {
+		switch d, up := h.liveDaemon(); {
 		case up && d.Mode == modeAuto:
 			return takeOver(h, d)
 		case up:

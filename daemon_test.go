@@ -71,7 +71,8 @@ func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := daemonRecord{Mode: modeForeground, Wanted: wantedRunning, Started: 1, Daemon: pidRef{PID: 1 << 30, Start: 1}}
+	boot, pidns := bootIdentity()
+	before := daemonRecord{Boot: boot, PIDNS: pidns, Mode: modeForeground, Wanted: wantedRunning, Started: 1, Daemon: pidRef{PID: 1 << 30, Start: 1}}
 	if err := h.writeDaemon(before); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +85,7 @@ func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
 		taken <- takeHome(h)
 		_ = other.Process.Kill()
 	}()
-	if err := h.writeDaemon(daemonRecord{Mode: modeAuto, Wanted: wantedRunning, Started: bootNow(), Daemon: refOf(other.Process.Pid)}); err != nil {
+	if err := h.writeDaemon(daemonRecord{Boot: boot, PIDNS: pidns, Mode: modeAuto, Wanted: wantedRunning, Started: bootNow(), Daemon: refOf(other.Process.Pid)}); err != nil {
 		t.Fatal(err)
 	}
 	if err := other.Wait(); err == nil || other.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {

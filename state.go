@@ -324,13 +324,19 @@ func (h home) readState(name, boot string) (runRecord, error) {
 
 // ofBoot passes on a record that was read, if it is of this boot.
 func ofBoot(rec runRecord, err error, boot string) (runRecord, error) {
-	if err == nil && rec.Boot != boot {
+	if err == nil && (rec.Boot != boot || otherNamespace(rec.PIDNS)) {
 		err = errOtherBoot
 	}
 	if err != nil {
 		return runRecord{}, err
 	}
 	return rec, nil
+}
+
+// otherNamespace: the PIDs of a record mean nothing in our PID namespace. 0 = it was hidden there, or is here.
+func otherNamespace(pidns uint64) bool {
+	own := pidNamespace()
+	return pidns != 0 && own != 0 && pidns != own
 }
 
 // errOtherBoot: the record was written before the machine or container was started anew, so it means nothing now.
@@ -459,8 +465,18 @@ func (h home) isDaemon(pid int) bool {
 	if parsePIDFile(b) == pid {
 		return true
 	}
+	d, up := h.liveDaemon()
+	return up && d.Daemon.PID == pid
+}
+
+// liveDaemon is the daemon that daemon.json names, if it has come up and lives.
+func (h home) liveDaemon() (daemonRecord, bool) {
 	d, err := h.readDaemon()
-	return err == nil && d.Daemon.PID == pid && processAlive(d.Daemon)
+	if err != nil || d.Started == 0 || otherNamespace(d.PIDNS) {
+		return d, false
+	}
+	boot, _ := bootIdentity()
+	return d, d.Boot == boot && processAlive(d.Daemon)
 }
 
 func (h home) readDaemon() (daemonRecord, error) {
@@ -602,7 +618,7 @@ func (h home) someoneElseStarts() bool {
 
 // askToBindAnew tells a daemon whose socket was deleted to make it again: SIGHUP, only to the identity that it wrote itself.
 func (h home) askToBindAnew() {
-	if d, err := h.readDaemon(); err == nil && d.Started != 0 {
+	if d, up := h.liveDaemon(); up {
 		_ = signalProcess(d.Daemon, syscall.SIGHUP) // best effort: the caller goes on trying
 	}
 }

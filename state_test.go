@@ -475,6 +475,40 @@ func TestRecordsOfAnotherBoot(t *testing.T) {
 	if rec, err := h.readState("web", "old"); err != nil || rec.Sub != running {
 		t.Errorf("making it again loses the record: %+v, %v", rec, err)
 	}
+	for pidns, want := range map[uint64]error{pidNamespace(): nil, pidNamespace() + 1: errOtherBoot} {
+		if err := writeRecord(h.stateFile("web"), &runRecord{Boot: "old", PIDNS: pidns, Sub: running}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.readState("web", "old"); err != want {
+			t.Errorf("PID namespace %d, ours is %d: got %v, want %v", pidns, pidNamespace(), err, want)
+		}
+	}
+}
+
+// TestLiveDaemon: PID and start time alone do not make it the daemon; after a boot they may be those of another process.
+func TestLiveDaemon(t *testing.T) {
+	h := home{t.TempDir()}
+	boot, pidns := bootIdentity()
+	ours := daemonRecord{Boot: boot, PIDNS: pidns, Started: 1, Daemon: refOf(os.Getpid())}
+	starting, otherBoot, otherNamespace, dead := ours, ours, ours, ours
+	starting.Started = 0
+	otherBoot.Boot = "another"
+	otherNamespace.PIDNS++
+	dead.Daemon.Start++
+	dead.Daemon.Ino++
+	for _, c := range []struct {
+		name string
+		d    daemonRecord
+		want bool
+	}{{"it lives", ours, true}, {"it is being started", starting, false}, {"of another boot", otherBoot, false},
+		{"of another PID namespace", otherNamespace, false}, {"of another process", dead, false}} {
+		if err := h.writeDaemon(c.d); err != nil {
+			t.Fatal(err)
+		}
+		if _, up := h.liveDaemon(); up != c.want || h.isDaemon(os.Getpid()) != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, up, c.want)
+		}
+	}
 }
 
 // TestHangupDuringADaemonsStart: who starts a daemon and takes SIGHUP itself goes on taking it while the daemon comes up.
