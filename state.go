@@ -112,6 +112,9 @@ func (h home) make() error {
 		return fmt.Errorf("cannot use home %s: it belongs to user %d: %w", h.path, st.Uid, fs.ErrPermission)
 	}
 	if st.Mode&0o077 != 0 {
+		if foreign := h.foreign(st.Mode); foreign != "" { // /tmp, say: nobody else could use it any more
+			return fmt.Errorf("cannot use home %s: it is open to others, and %s; name a directory of its own, or `chmod 700` it", h.path, foreign)
+		}
 		if err := os.Chmod(h.path, 0o700); err != nil {
 			return fmt.Errorf("cannot close home %s to others: %w", h.path, err)
 		}
@@ -122,6 +125,25 @@ func (h home) make() error {
 		}
 	}
 	return h.makeRunRoot()
+}
+
+// foreign tells why a directory looks like one that others use. "" = it does not.
+func (h home) foreign(mode uint32) string {
+	if mode&unix.S_ISVTX != 0 {
+		return "everybody may put something there"
+	}
+	entries, err := os.ReadDir(h.path)
+	if err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		switch name := strings.TrimSuffix(e.Name(), temporarySuffix); name {
+		case socketName, "daemon.pid", "daemon.json", "daemon.log", "enabled", "run", "log", "services", "lost+found":
+		default:
+			return fmt.Sprintf("it holds %q, which is not ours", name)
+		}
+	}
+	return ""
 }
 
 // memoryDirectory is where root's run/ lies: 1,000 starts take 1.4 s there, 1.8 s on ext4 (measured). "" = there is no tmpfs.

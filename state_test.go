@@ -285,12 +285,60 @@ func TestHomeIsOurs(t *testing.T) {
 	if st, _ := os.Stat(h.path); st.Mode().Perm() != 0o700 {
 		t.Errorf("an open home stays %v", st.Mode())
 	}
+	for _, name := range []string{"daemon.log", "daemon.json" + temporarySuffix, "services"} {
+		if err := os.WriteFile(h.path+"/"+name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(h.path, 0o755), h.make()); err != nil {
+		t.Errorf("with our own files: %v", err)
+	}
 	if os.Geteuid() == 0 {
 		if err := os.Chown(h.path, 65534, 65534); err != nil {
 			t.Fatal(err)
 		}
 		if err := h.make(); !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("the home of another user: %v", err)
+		}
+	}
+}
+
+// TestHomeOfOthersStaysOpen: who names /tmp as home must not have it closed to everybody else.
+func TestHomeOfOthersStaysOpen(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mode fs.FileMode
+		file string
+		ok   bool
+	}{
+		{"an empty directory", 0o755, "", true},
+		{"an empty directory of all users", 0o777 | fs.ModeSticky, "", false},
+		{"one that holds something else", 0o755, "etc", false},
+		{"one that is closed already", 0o700, "etc", true},
+	} {
+		h := home{t.TempDir()}
+		if c.file != "" {
+			if err := os.Mkdir(h.path+"/"+c.file, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chmod(h.path, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		err := h.make()
+		if target, linkErr := os.Readlink(h.runRoot()); linkErr == nil {
+			t.Cleanup(func() { _ = os.RemoveAll(target) })
+		}
+		st, statErr := os.Stat(h.path)
+		if statErr != nil {
+			t.Fatal(statErr)
+		}
+		want := c.mode
+		if c.ok {
+			want = 0o700 | fs.ModeDir
+		}
+		if (err == nil) != c.ok || st.Mode()&^fs.ModeDir != want&^fs.ModeDir {
+			t.Errorf("%s: %v, mode %v", c.name, err, st.Mode())
 		}
 	}
 }
