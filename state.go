@@ -928,7 +928,12 @@ func changedOnDisk(u *unit) (changed, gone bool) {
 // statusFromFiles answers for `list` and `status` where no daemon can be had.
 func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 	boot, _ := bootIdentity()
-	rec, _ := h.readState(name, boot)
+	rec, err := h.readState(name, boot)
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
+	default:
+		rec = runRecord{Sub: unknown, Reason: fmt.Sprintf("its state cannot be read: %v", err)}
+	}
 	x := statusFacts{loadState: "loaded", shimAlive: lockIsTaken(h.runDir(name))}
 	u, err := h.readUnit(name)
 	if err != nil {
@@ -948,10 +953,26 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 	}
 	_, enabledErr := os.Lstat(h.enabledFile(name))
 	x.enabled = enabledErr == nil
-	if !x.shimAlive && !rec.Main.zero() && !processAlive(rec.Main) {
-		rec.Main = pidRef{}
+	if !x.shimAlive {
+		rec = withoutDead(rec)
 	}
 	return statusOf(name, u, rec, x)
+}
+
+// withoutDead takes from a record that no shim keeps what lives no more. A run of which nothing is left has ended; the next shim finds
+// out how.
+func withoutDead(rec runRecord) runRecord {
+	recorded := !rec.Main.zero() || !rec.Control.zero()
+	for _, p := range []*pidRef{&rec.Main, &rec.Control} {
+		if !p.zero() && !processAlive(*p) {
+			*p = pidRef{}
+		}
+	}
+	if recorded && rec.Main.zero() && rec.Control.zero() {
+		rec.Sub, rec.Result, rec.Exit = failed, resultLost, exitStatus{How: exitLost}
+		rec.Reason = "it has ended, and nothing of ours was there to see it; the next daemon deals with it"
+	}
+	return rec
 }
 
 // daemonStatusFromFiles answers `daemon-status` when none runs.
