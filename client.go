@@ -85,13 +85,16 @@ func (c *client) main(args []string) int {
 		c.writeHelp(c.err)
 		return exitUsage
 	}
+	if c.json && (c.help || c.verb == "help") {
+		return c.usage(usageError{text: "help takes no --json"})
+	}
 	if c.help || c.verb == "help" {
 		return c.runHelp()
 	}
-	v := findVerb(c.verb)
-	if err := c.checkCall(v); err != nil {
+	if err := c.check(); err != nil {
 		return c.usage(err)
 	}
+	v := findVerb(c.verb)
 	if v.run == nil {
 		return c.fail(exitFailed, fmt.Sprintf("internal error: verb %q is not the client's", c.verb))
 	}
@@ -178,14 +181,6 @@ func (c *client) usage(err error) int {
 		return c.fail(exitUsage, u.text, u.hint)
 	}
 	return c.fail(exitUsage, err.Error(), "`diakonos help` shows verbs and flags")
-}
-
-// errorCode is the exit code for an error of the system.
-func errorCode(err error) int {
-	if errors.Is(err, fs.ErrPermission) {
-		return exitNotPermit
-	}
-	return exitFailed
 }
 
 // ---- the command line
@@ -314,8 +309,9 @@ func nearestHint(prefix, word string, choices []string) string {
 	return ""
 }
 
-// checkCall refuses flags and names that the verb does not take.
-func (c *client) checkCall(v *clientVerb) error {
+// check refuses flags and names that the verb does not take.
+func (c *clientCall) check() error {
+	v := findVerb(c.verb)
 	for _, f := range []struct {
 		name string
 		set  bool
@@ -329,6 +325,8 @@ func (c *client) checkCall(v *clientVerb) error {
 		return usageError{text: "kill takes no name: it ends all services and the daemon", hint: "diakonos stop " + strings.Join(c.args, " ")}
 	case len(c.args) > 0 && v.args == "":
 		return usageError{text: v.name + " takes no argument", hint: "diakonos help " + v.name}
+	case len(c.args) > 1 && !strings.Contains(v.args, "..."):
+		return usageError{text: v.name + " takes one argument", hint: "diakonos help " + v.name}
 	case len(c.args) == 0 && v.args == needsNames:
 		return usageError{text: v.name + " needs the name of a unit", hint: "`diakonos list` shows them"}
 	}
@@ -1018,9 +1016,7 @@ func measureTree(s *unitStatus, procs []procInfo) {
 }
 
 func (c *client) runList() int {
-	if _, err := os.Stat(c.dir); err != nil && (c.dirFlag != "" || os.Getenv("DIAKONOS_SERVICE_DIR") != "") {
-		c.warn(fmt.Sprintf("cannot read service directory %s: %v", c.dir, errors.Unwrap(err)))
-	}
+	c.warnServiceDir()
 	c.verb = "list"
 	units, o := c.units(nil)
 	if o.Error != "" {
@@ -1044,6 +1040,20 @@ func (c *client) runList() int {
 		c.out.listScreen(units)
 	}
 	return c.result(o)
+}
+
+// warnServiceDir says it when units may be missing from a list. One that was not asked for may be missing itself.
+func (c *client) warnServiceDir() {
+	asked := c.dirFlag != "" || os.Getenv("DIAKONOS_SERVICE_DIR") != ""
+	d, err := os.Open(c.dir)
+	if err == nil {
+		_, err = d.Readdirnames(1)
+		d.Close()
+	}
+	if err == nil || err == io.EOF || !asked && errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	c.warn(fmt.Sprintf("cannot read service directory %s: %v", c.dir, errors.Unwrap(err)))
 }
 
 func (c *client) runStatus() int {
@@ -1444,7 +1454,7 @@ type clientVerb struct {
 	more  string            // the rest of `help VERB`
 	flags []string          // beside those that all take
 	bare  bool              // needs neither home nor service directory
-	run   func(*client) int // nil: main.go has it
+	run   func(*client) int // nil: help, and the daemon, which main.go has
 }
 
 // needsNames as args: a unit must be named.
@@ -1497,7 +1507,7 @@ starts the enabled units.`},
 			more: `As diakonosd does. Without it the first command starts one in the background.
 SIGTERM ends the daemon; services run on.`},
 		{name: "install", args: "[DIR]", brief: "make the links diakonos, diakonosctl, diakonosd, diakonos-run",
-			flags: []string{"hard-links"}, bare: true,
+			flags: []string{"hard-links"}, bare: true, run: (*client).runInstall,
 			more: `They lie beside the binary, or in DIR, which is made if it is not there.`},
 		{name: "help", args: "[VERB]", brief: "this text, or more on a verb; `help keys` lists all keys of unit files", bare: true},
 		{name: "version", brief: "version, commit, Go version", bare: true, run: (*client).runVersion},
@@ -1653,23 +1663,116 @@ func (c *client) writeVerbHelp(v *clientVerb) {
 	}
 }
 
+// buildFacts is the object of `version --json`.
+type buildFacts struct {
+	Version  string `json:"version"`
+	Commit   string `json:"commit"`   // "" = not known
+	Modified bool   `json:"modified"` // there were changes that the commit does not have
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
 func (c *client) runVersion() int {
+	if c.json {
+		c.out.w.Write(append(jsonText(ownBuild()), '\n'))
+		return exitOK
+	}
 	c.out.line(buildText())
 	return exitOK
 }
 
-// buildText is version, commit and Go version in one line.
-func buildText() string {
-	commit := "unknown commit"
+func ownBuild() buildFacts {
+	b := buildFacts{Version: version, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				commit = "commit " + s.Value[:min(12, len(s.Value))]
-			}
-			if s.Key == "vcs.modified" && s.Value == "true" {
-				commit += " (modified)"
+			switch s.Key {
+			case "vcs.revision":
+				b.Commit = s.Value
+			case "vcs.modified":
+				b.Modified = s.Value == "true"
 			}
 		}
 	}
-	return fmt.Sprintf("diakonos %s, %s, %s %s/%s", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return b
+}
+
+// buildText is version, commit and Go version in one line.
+func buildText() string {
+	b := ownBuild()
+	commit := "unknown commit"
+	if b.Commit != "" {
+		commit = "commit " + b.Commit[:min(12, len(b.Commit))]
+	}
+	if b.Modified {
+		commit += " (modified)"
+	}
+	return fmt.Sprintf("diakonos %s, %s, %s %s", b.Version, commit, b.Go, b.Platform)
+}
+
+// ---- install
+
+// runInstall makes the links of all personalities beside the binary, or in the directory that is named.
+func (c *client) runInstall() int {
+	made, err := makeLinks(c.args, c.hardLinks)
+	if c.json {
+		jsonArray(c.out, made)
+	}
+	for _, path := range made {
+		if !c.json {
+			c.out.line(visible(path))
+		}
+	}
+	if err != nil {
+		return c.fail(errorCode(err), fmt.Sprintf("cannot install: %v", err))
+	}
+	return exitOK
+}
+
+func makeLinks(args []string, hard bool) (made []string, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("cannot find the program's own file: %w", err)
+	}
+	dir := filepath.Dir(exe)
+	if len(args) > 0 {
+		dir = args[0]
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName} {
+		path := filepath.Join(dir, name)
+		if isProgram(path, exe) {
+			continue
+		}
+		if err := link(exe, path, hard); err != nil {
+			return made, err
+		}
+		made = append(made, path)
+	}
+	return made, nil
+}
+
+// isProgram: path is the very file, not a link to it.
+func isProgram(path, exe string) bool {
+	a, err1 := os.Lstat(path)
+	b, err2 := os.Stat(exe)
+	return err1 == nil && err2 == nil && os.SameFile(a, b)
+}
+
+// link makes one link under a temporary name and renames it, so that a name never points to nothing. What is no link of ours stays.
+func link(exe, path string, hard bool) error {
+	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSymlink == 0 && !hard {
+		return fmt.Errorf("%s is there and is not a link", path)
+	}
+	tmp := path + temporarySuffix
+	_ = os.Remove(tmp)
+	err := os.Symlink(exe, tmp)
+	if hard {
+		err = errors.Join(os.Remove(tmp), os.Link(exe, tmp))
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }

@@ -235,7 +235,7 @@ func TestEveryVerbHasHelpAndAnOwner(t *testing.T) {
 		if code != exitOK || out == "" || errs != "" {
 			t.Errorf("help %s: code %d, stderr %q", v.name, code, errs)
 		}
-		mains := v.name == "daemon" || v.name == "install" || v.name == "help"
+		mains := v.name == "daemon" || v.name == "help"
 		if (v.run == nil) != mains {
 			t.Errorf("%s: run is nil: %v", v.name, v.run == nil)
 		}
@@ -286,6 +286,13 @@ func TestUsageErrors(t *testing.T) {
 		{"start", "diakonos: start needs the name of a unit\nhint: `diakonos list` shows them\n"},
 		{"logs", "diakonos: logs needs the name of a unit\nhint: `diakonos list` shows them\n"},
 		{"list a", "diakonos: list takes no argument\nhint: diakonos help list\n"},
+		{"version web", "diakonos: version takes no argument\nhint: diakonos help version\n"},
+		{"daemon web", "diakonos: daemon takes no argument\nhint: diakonos help daemon\n"},
+		{"daemon -f", "diakonos: daemon takes no --follow\nhint: diakonos help daemon\n"},
+		{"install a b", "diakonos: install takes one argument\nhint: diakonos help install\n"},
+		{"install -f", "diakonos: install takes no --follow\nhint: diakonos help install\n"},
+		{"help --json", "diakonos: help takes no --json\n" + help},
+		{"list --json --help", "diakonos: help takes no --json\n" + help},
 		{"kill web", "diakonos: kill takes no name: it ends all services and the daemon\nhint: diakonos stop web\n"},
 		{"start a --follow", "diakonos: start takes no --follow\nhint: diakonos help start\n"},
 		{"start services/web.service", "diakonos: " + slashed.Error() + "\n" +
@@ -759,6 +766,55 @@ func TestLogsOfAnUnknownUnit(t *testing.T) {
 	sameText(t, errs, "diakonos: no unit \"wep\"\nhint: did you mean `web`?\n")
 	if code, _, errs := runCommand(t, "--home", h.path, "--service-dir", dir, "logs", "web"); code != exitOK {
 		t.Errorf("a unit that never wrote: code %d, %s", code, errs)
+	}
+}
+
+// TestListTellsWhatItCannotRead: units of a directory that cannot be read are not just missing.
+func TestListTellsWhatItCannotRead(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		why, dir, flag, want string
+	}{
+		{"no directory", file, "", "cannot read service directory " + file + ": not a directory"},
+		{"one that was asked for and is not there", "/nonexistent", "/nonexistent", "cannot read service directory /nonexistent: no such file or directory"},
+		{"one that was not asked for and is not there", "/nonexistent", "", ""},
+	} {
+		f := newFake(t, dyingDaemon(helloReply, doneReply(exitOK)))
+		f.client.dir = row.dir
+		f.clientCall = clientCall{verb: "list", lines: -1, dirFlag: row.flag}
+		t.Setenv("DIAKONOS_SERVICE_DIR", "")
+		code := f.runList()
+		errs := flushed(f.client.err, f.err)
+		if code != exitOK || (row.want == "") != (errs == "") || !strings.Contains(errs, row.want) {
+			t.Errorf("%s: code %d, stderr %q", row.why, code, errs)
+		}
+	}
+}
+
+// TestVersionAndInstallAsJSON: what needs no daemon has a document too.
+func TestVersionAndInstallAsJSON(t *testing.T) {
+	var facts map[string]any
+	code, out, errs := runCommand(t, "version", "--json")
+	if err := json.Unmarshal([]byte(out), &facts); err != nil || code != exitOK || errs != "" || facts["version"] != version || facts["go"] == "" {
+		t.Errorf("version: code %d, %v, stdout %q, stderr %q", code, err, out, errs)
+	}
+	dir := t.TempDir()
+	for range 2 { // links that are there are made anew
+		var links []string
+		code, out, errs = runCommand(t, "--json", "install", dir)
+		if err := json.Unmarshal([]byte(out), &links); err != nil || code != exitOK || errs != "" || len(links) != 4 {
+			t.Errorf("install: code %d, %v, stdout %q, stderr %q", code, err, out, errs)
+		}
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs = runCommand(t, "--json", "install", file); code != exitFailed || out != "[]\n" || !strings.Contains(errs, "cannot install: ") {
+		t.Errorf("install where nothing can be: code %d, stdout %q, stderr %q", code, out, errs)
 	}
 }
 

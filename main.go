@@ -22,16 +22,14 @@
 // for last; a *job* is the work on one unit; a *stage* is a service's process before execve; the *guard* is a lock that lives as long as
 // a process of the start has its standard output; to *hold* is to keep a descriptor open for a shim's successor.
 //
-// Role: the personality table; install and version.
+// Role: the personality table.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: wire, sys, state, environ, shim, daemon, api, client.
+// Uses: wire, sys, state, environ, shim, daemon, client.
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -73,19 +71,11 @@ func main() {
 	os.Exit(diakonosMain(os.Args[1:]))
 }
 
-// diakonosMain is the client, which also leads to what is not a request.
+// diakonosMain is the client, but for the one verb that it does not have.
 func diakonosMain(args []string) int {
 	call, err := parseCall(args)
-	if err == nil && !call.help {
-		switch call.verb {
-		case "daemon":
-			return runDaemon(call)
-		case "install":
-			return install(call)
-		case "version":
-			fmt.Println(buildText())
-			return exitOK
-		}
+	if err == nil && call.verb == "daemon" && !call.help && call.check() == nil {
+		return runDaemon(call)
 	}
 	return clientMain(args, os.Stdout, os.Stderr)
 }
@@ -94,23 +84,11 @@ func diakonosdMain(args []string) int {
 	if os.Getenv(startedVariable) != "" { // started by one of us: no flags, and no time to lose
 		return daemonMain(home{os.Getenv(homeVariable)}, "")
 	}
-	call, err := parseCall(append([]string{"daemon"}, args...))
-	if err != nil || call.help || len(call.args) > 0 {
-		return clientMain(append([]string{"daemon"}, args...), os.Stdout, os.Stderr)
-	}
-	if call.version {
-		fmt.Println(buildText())
-		return exitOK
-	}
-	return runDaemon(call)
+	return diakonosMain(append([]string{"daemon"}, args...))
 }
 
 // runDaemon is the daemon in the foreground.
 func runDaemon(call clientCall) int {
-	if len(call.args) > 0 {
-		fmt.Fprintln(os.Stderr, "diakonos: daemon takes no name")
-		return exitUsage
-	}
 	h, err := findHome(call.homeFlag)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "diakonos:", err)
@@ -122,57 +100,4 @@ func runDaemon(call clientCall) int {
 		return exitFailed
 	}
 	return daemonMain(h, dir)
-}
-
-// install makes the links diakonosctl, diakonosd and diakonos-run beside a copy or the place of the binary.
-func install(call clientCall) int {
-	exe, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "diakonos: cannot install: cannot find the program's own file:", err)
-		return exitFailed
-	}
-	dir := filepath.Dir(exe)
-	if len(call.args) > 0 {
-		dir = call.args[0]
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			fmt.Fprintln(os.Stderr, "diakonos: cannot install:", err)
-			return codeOf(err)
-		}
-	}
-	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName} {
-		path := filepath.Join(dir, name)
-		if isProgram(path, exe) {
-			continue
-		}
-		if err := link(exe, path, call.hardLinks); err != nil {
-			fmt.Fprintln(os.Stderr, "diakonos: cannot install:", err)
-			return codeOf(err)
-		}
-		fmt.Println(path)
-	}
-	return exitOK
-}
-
-// isProgram: path is the very file, not a link to it.
-func isProgram(path, exe string) bool {
-	a, err1 := os.Lstat(path)
-	b, err2 := os.Stat(exe)
-	return err1 == nil && err2 == nil && os.SameFile(a, b)
-}
-
-// link makes one link under a temporary name and renames it, so that a name never points to nothing. What is no link of ours stays.
-func link(exe, path string, hard bool) error {
-	if st, err := os.Lstat(path); err == nil && st.Mode()&fs.ModeSymlink == 0 && !hard {
-		return fmt.Errorf("%s is there and is not a link", path)
-	}
-	tmp := path + ".new"
-	_ = os.Remove(tmp)
-	err := os.Symlink(exe, tmp)
-	if hard {
-		err = errors.Join(os.Remove(tmp), os.Link(exe, tmp))
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"strings"
 )
@@ -35,6 +36,14 @@ const (
 	exitNoUnit    = 4
 	exitNotPermit = 5
 )
+
+// errorCode is the exit code for an error of the system.
+func errorCode(err error) int {
+	if errors.Is(err, fs.ErrPermission) {
+		return exitNotPermit
+	}
+	return exitFailed
+}
 
 // boottime is nanoseconds on CLOCK_BOOTTIME: it goes on during suspend, never jumps, and means the same in
 // every process until the next boot, so it may lie on disk.
