@@ -25,6 +25,8 @@ import (
 	"syscall"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // clientCall is one parsed command line.
@@ -945,7 +947,7 @@ func (c *client) units(names []string) ([]unitStatus, outcome) {
 	if err == nil {
 		return units, o
 	}
-	if errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, fs.ErrPermission) && unix.Access(c.home.path, unix.R_OK|unix.X_OK) != nil {
 		return nil, outcome{Code: exitNotPermit, Error: err.Error()}
 	}
 	c.warnFiles(err)
@@ -1173,7 +1175,10 @@ func (c *client) runLogs() int {
 	}
 	var sources []logSource
 	for _, n := range names {
-		if !c.hasLog(n) {
+		switch known, err := c.hasLog(n); {
+		case err != nil:
+			return c.fail(errorCode(err), fmt.Sprintf("cannot read log of %q: %v", n, err))
+		case !known:
 			return c.noUnit(n)
 		}
 		sources = append(sources, logSource{n, c.home.logDir(n)})
@@ -1197,13 +1202,17 @@ func (c *client) logQuery(now time.Time) (q logQuery, err error) {
 }
 
 // hasLog: a log, a unit file or a record in run/. A unit that never wrote anything has an empty log.
-func (c *client) hasLog(name string) bool {
-	for _, path := range []string{c.home.logDir(name), unitPath(c.dir, name), filepath.Join(c.home.path, "run", name)} {
-		if _, err := os.Stat(path); err == nil {
-			return true
+func (c *client) hasLog(name string) (known bool, err error) {
+	for _, path := range []string{c.home.logDir(name), unitPath(c.dir, name), c.home.runDir(name)} {
+		_, err := os.Stat(path)
+		if err == nil {
+			return true, nil
+		}
+		if errors.Is(err, fs.ErrPermission) { // somebody else's home, most likely
+			return false, err
 		}
 	}
-	return false
+	return false, nil
 }
 
 func (c *client) showLogs(names []string, sources []logSource, q logQuery) error {

@@ -1290,6 +1290,7 @@ func TestWithoutAutostartNothingIsStarted(t *testing.T) {
 func TestNotPermitted(t *testing.T) {
 	f := newFake(t)
 	f.connectOrStart = func() (*os.File, error) { return nil, &os.PathError{Op: "connect", Path: "/h", Err: syscall.EACCES} }
+	f.client.home = home{"/nonexistent"} // as is all of a home that cannot be entered
 	for _, verb := range []string{"start", "status"} {
 		if code, _, errs := f.run(verb, "web"); code != exitNotPermit || !strings.Contains(errs, "permission denied") {
 			t.Errorf("%s: code %d, stderr %q", verb, code, errs)

@@ -161,18 +161,15 @@ func daemonMain(h home, serviceDir string) int {
 	ready := readyReporter(mode)
 	m, err := newManager(h, mode)
 	if err != nil {
-		ready.fail(err)
-		return exitFailed
+		return ready.fail(err)
 	}
 	m.serviceDir = serviceDir
 	if err := m.listen(); err != nil {
-		ready.fail(err)
-		return exitFailed
+		return ready.fail(err)
 	}
 	m.watchSignals()
 	if err := m.announceSelf(); err != nil {
-		ready.fail(err)
-		return exitFailed
+		return ready.fail(err)
 	}
 	m.adoptAll()
 	ready.ok()
@@ -211,12 +208,14 @@ func (r reporter) ok() {
 	}
 }
 
-func (r reporter) fail(err error) {
+// fail returns the exit code.
+func (r reporter) fail(err error) int {
 	fmt.Fprintf(os.Stderr, "diakonosd: %v\n", err)
 	if r.pipe != nil {
 		_, _ = fmt.Fprintf(r.pipe, "%v\n", err)
 		r.pipe.Close()
 	}
+	return errorCode(err)
 }
 
 // newManager takes the home's lock and prepares everything that needs no socket.
