@@ -199,8 +199,10 @@ func (m *manager) answer(c *session, r request) {
 		m.answerDemand(c, r)
 	case "kill":
 		m.answerKill(c)
-	case "enable", "disable":
-		m.answerEnable(c, r)
+	case "enable":
+		m.answerEach(c, r, m.enable)
+	case "disable":
+		m.answerEach(c, r, m.disable)
 	case "reset-failed":
 		m.answerReset(c, r)
 	case "forget":
@@ -371,7 +373,7 @@ func (m *manager) prepare(a *asker, r request) (names []string) {
 			continue
 		}
 		if err := m.usable(name, r); err != nil {
-			a.refuse(err.code, err.text)
+			a.refuse(*err)
 			continue
 		}
 		names = append(names, name)
@@ -383,41 +385,51 @@ func (m *manager) prepare(a *asker, r request) (names []string) {
 type refusal struct {
 	code int
 	text string
+	hint string // "" = none
 }
+
+func refusalOf(err error) *refusal { return &refusal{code: errorCode(err), text: err.Error()} }
 
 func (m *manager) usable(name string, r request) *refusal {
 	e := m.services[name]
 	if r.Verb == verbStop {
 		if e == nil || e.unit == nil && e.want.Job == "" {
 			if m.fileOf(name, r.ServiceDir, nil).err != nil {
-				return &refusal{exitNoUnit, m.noUnitText(name, r.ServiceDir)}
+				return m.noUnit(name, r.ServiceDir)
 			}
 		}
 		return nil
 	}
 	dir := r.ServiceDir
 	if e != nil && e.unit != nil && filepath.Dir(e.unit.Path) != dir {
-		return &refusal{exitFailed, fmt.Sprintf("%q is already loaded from %s, not from %s (`diakonos forget %s` lets go of it)",
+		return &refusal{code: exitFailed, text: fmt.Sprintf("%q is already loaded from %s, not from %s (`diakonos forget %s` lets go of it)",
 			name, filepath.Dir(e.unit.Path), dir, name)}
 	}
 	err := m.broken[name]
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return &refusal{exitNoUnit, m.noUnitText(name, dir)}
+		return m.noUnit(name, dir)
 	case err != nil:
-		return &refusal{exitFailed, err.Error()}
+		return refusalOf(err)
 	case r.Verb == verbReload && !m.isUp(name):
-		return &refusal{exitNotActive, fmt.Sprintf("cannot reload %q: it is not active", name)}
+		return &refusal{code: exitNotActive, text: fmt.Sprintf("cannot reload %q: it is not active", name)}
 	case r.Verb == verbReload && len(e.unit.ExecReload) == 0:
-		return &refusal{exitFailed, fmt.Sprintf("cannot reload %q: it has no ExecReload", name)}
+		return &refusal{code: exitFailed, text: fmt.Sprintf("cannot reload %q: it has no ExecReload", name)}
 	}
 	return nil
 }
 
-func (a *asker) refuse(code int, text string) {
-	a.errors = append(a.errors, text)
+func (m *manager) noUnit(name, dir string) *refusal {
+	return &refusal{code: exitNoUnit, text: m.noUnitText(name, dir)}
+}
+
+func (a *asker) refuse(r refusal) {
+	a.errors = append(a.errors, r.text)
+	if r.hint != "" {
+		a.hints = append(a.hints, r.hint)
+	}
 	if a.code == 0 || a.code == exitFailed {
-		a.code = code
+		a.code = r.code
 	}
 }
 
@@ -428,7 +440,7 @@ func (m *manager) answerSubmission(a *asker, s submission) {
 		}
 		switch {
 		case x.Err != nil:
-			a.refuse(exitFailed, x.Err.Error())
+			a.refuse(refusal{code: exitFailed, text: x.Err.Error()})
 		case x.Skipped:
 			m.send(a.c, reply{Job: &jobLine{Unit: x.Name, Verb: a.verb, Outcome: outcomeSkipped, Text: m.skippedText(x.Name, a.verb),
 				MainPID: m.entry(x.Name).record.Main.PID}})
@@ -546,115 +558,131 @@ func (m *manager) flush(c *session) {
 
 // ---- enable, disable, reset-failed, forget
 
-func (m *manager) answerEnable(c *session, r request) {
-	for _, name := range r.Names {
-		var err error
-		if r.Verb == "enable" {
-			err = m.enable(name, r)
-		} else {
-			err = os.Remove(m.home.enabledFile(name))
-			if errors.Is(err, fs.ErrNotExist) {
-				err = nil
-			}
+// answerEach does to each of the names what needs no job, and tells what became of it. A name that is refused does not keep the others.
+func (m *manager) answerEach(c *session, r request, do func(name string, r request) *refusal) {
+	a := &asker{c: c, verb: r.Verb}
+	for i, name := range r.Names {
+		if slices.Contains(r.Names[:i], name) {
+			continue
 		}
-		if err != nil {
-			m.done(c, codeOf(err), err.Error())
-			return
+		if refused := do(name, r); refused != nil {
+			a.refuse(*refused)
+			continue
 		}
+		m.send(c, reply{Job: &jobLine{Unit: name, Verb: r.Verb, Outcome: outcomeDone}})
 	}
-	m.done(c, exitOK, "")
-}
-
-func codeOf(err error) int {
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return exitNoUnit
-	case errors.Is(err, fs.ErrPermission):
-		return exitNotPermit
-	}
-	return exitFailed
+	m.finishAsker(a)
 }
 
 // enable records which file a unit is started from after a boot; it must outlive a power cut.
-func (m *manager) enable(name string, r request) error {
-	if err := m.loadFile(name, r.ServiceDir); err != nil {
-		return err
+func (m *manager) enable(name string, r request) *refusal {
+	_ = m.loadFile(name, r.ServiceDir) // usable tells what is wrong
+	if refused := m.usable(name, r); refused != nil {
+		return refused
 	}
 	path := m.home.enabledFile(name)
-	if err := replaceFile(path, []byte(unitPath(r.ServiceDir, name)+"\n")); err != nil {
-		return err
+	err := replaceFile(path, []byte(unitPath(r.ServiceDir, name)+"\n"))
+	if err == nil {
+		err = syncFile(path)
 	}
-	return syncFile(path)
+	if err != nil {
+		return refusalOf(err)
+	}
+	return nil
+}
+
+// disable is success too for a unit that is not enabled.
+func (m *manager) disable(name string, r request) *refusal {
+	err := os.Remove(m.home.enabledFile(name))
+	switch {
+	case err == nil:
+		err = syncFile(m.home.enabledDir())
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+		if !m.isKnown(name, r.ServiceDir) {
+			return m.noUnit(name, r.ServiceDir)
+		}
+	}
+	if err != nil {
+		return refusalOf(err)
+	}
+	return nil
+}
+
+// isKnown: there is a file or a trace of the unit.
+func (m *manager) isKnown(name, dir string) bool {
+	_, known := m.statusOf(name, dir, nil)
+	return known
 }
 
 func (m *manager) answerReset(c *session, r request) {
-	names := r.Names
-	if len(names) == 0 {
-		for name := range m.services {
-			names = append(names, name)
-		}
-	}
-	for _, name := range names {
-		e := m.services[name]
-		switch {
-		case e == nil && errors.Is(m.fileOf(name, r.ServiceDir, nil).err, fs.ErrNotExist):
-			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
-			return
-		case e == nil: // never started
-		case e.link != nil && e.pid == 0: // its shim has said farewell, or not yet hello: either will wake us
+	for _, name := range r.Names {
+		if e := m.services[name]; e != nil && e.link != nil && e.pid == 0 { // its shim has said farewell, or not yet hello: either will wake us
 			m.parked = append(m.parked, msgRequest{c, r})
 			return
-		case e.hello:
-			m.poke(e, shimFrame{Op: opReset})
-		case e.record.Sub == failed:
-			e.record.Sub, e.record.Result, e.record.Reason, e.record.Since = dead, resultSuccess, "", time.Now().UnixNano()
-			if err := writeRecord(m.home.stateFile(name), &e.record); err != nil {
-				m.done(c, exitFailed, err.Error())
-				return
-			}
 		}
 	}
-	m.done(c, exitOK, "")
+	m.answerEach(c, r, m.resetFailed)
 }
 
-// answerForget removes run/ and log/ of units that do not run.
+func (m *manager) resetFailed(name string, r request) *refusal {
+	e := m.services[name]
+	switch {
+	case !m.isKnown(name, r.ServiceDir):
+		return m.noUnit(name, r.ServiceDir)
+	case e == nil: // never started
+	case e.hello:
+		m.poke(e, shimFrame{Op: opReset})
+	case e.record.Sub == failed:
+		e.record.Sub, e.record.Result, e.record.Reason, e.record.Since = dead, resultSuccess, "", time.Now().UnixNano()
+		if err := writeRecord(m.home.stateFile(name), &e.record); err != nil {
+			return refusalOf(err)
+		}
+	}
+	return nil
+}
+
 func (m *manager) answerForget(c *session, r request) {
 	for _, name := range r.Names {
-		e := m.services[name]
-		switch {
-		case e == nil:
-			m.done(c, exitNoUnit, m.noUnitText(name, r.ServiceDir))
-			return
-		case !m.isDown(name) || m.jobs.job(name) != nil:
-			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), "diakonos stop "+name)
-			return
-		case e.link != nil && e.pid != 0:
-			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim still carries output of processes that its stop left", name))
-			return
-		case e.link != nil || e.child && lockIsTaken(m.home.runDir(name)):
-			m.parked = append(m.parked, msgRequest{c, r}) // its end will wake us
-			return
-		case lockIsTaken(m.home.runDir(name)):
-			m.done(c, exitFailed, fmt.Sprintf("cannot forget %q: its shim is still there", name))
+		if m.isLeaving(name) { // its end will wake us
+			m.parked = append(m.parked, msgRequest{c, r})
 			return
 		}
 	}
-	for _, name := range r.Names {
-		if err := m.forget(name); err != nil {
-			m.done(c, exitFailed, err.Error())
-			return
-		}
-	}
-	m.done(c, exitOK, "")
+	m.answerEach(c, r, m.forget)
 }
 
-func (m *manager) forget(name string) error {
+// isLeaving: nothing of the unit runs, and its shim is on its way out.
+func (m *manager) isLeaving(name string) bool {
 	e := m.services[name]
-	if e == nil {
-		return nil // named twice
+	switch {
+	case e == nil || !m.isDown(name) || m.jobs.job(name) != nil:
+		return false
+	case e.link != nil:
+		return e.pid == 0
+	}
+	return e.child && lockIsTaken(m.home.runDir(name))
+}
+
+// forget removes run/ and log/ of a unit that does not run.
+func (m *manager) forget(name string, r request) *refusal {
+	e := m.services[name]
+	why := ""
+	switch {
+	case e == nil:
+		return m.noUnit(name, r.ServiceDir)
+	case !m.isDown(name) || m.jobs.job(name) != nil:
+		return &refusal{code: exitFailed, text: fmt.Sprintf("cannot forget %q: it is %s", name, activeOf(e.record.Sub)), hint: "diakonos stop " + name}
+	case e.link != nil:
+		why = "its shim still carries output of processes that its stop left"
+	case lockIsTaken(m.home.runDir(name)):
+		why = "its shim is still there"
+	}
+	if why != "" {
+		return &refusal{code: exitFailed, text: fmt.Sprintf("cannot forget %q: %s", name, why)}
 	}
 	if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
-		return err
+		return refusalOf(err)
 	}
 	e.letGo()
 	delete(m.services, name)

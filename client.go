@@ -685,9 +685,6 @@ func (c *client) runJobs() int {
 	case err != nil:
 		return c.noDaemon(err)
 	}
-	if o.Code == exitOK {
-		t.confirm(names)
-	}
 	t.finish()
 	return c.result(o)
 }
@@ -846,21 +843,6 @@ func lookPath(program string) string {
 		}
 	}
 	return ""
-}
-
-// confirm tells of units that the daemon answered for without a job: enable, disable, reset-failed, forget.
-func (t *teller) confirm(names []string) {
-	switch t.c.verb {
-	case "enable", "disable", "reset-failed", "forget":
-	default:
-		return
-	}
-	for _, n := range names {
-		if key := t.c.verb + " " + n; slices.Contains(t.told, key) {
-			continue
-		}
-		t.job(jobLine{Unit: n, Verb: t.c.verb, Outcome: "done"})
-	}
 }
 
 // finish points at where to look after failures.

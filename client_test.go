@@ -951,7 +951,7 @@ func TestJobsAsJSONLines(t *testing.T) {
 }
 
 func TestEnableIsConfirmed(t *testing.T) {
-	f := newFake(t, func(_ request, say func(reply)) { say(helloReply); say(doneReply(exitOK)) })
+	f := newFake(t, dyingDaemon(helloReply, jobReply("enable", "web", "done", "", 0, 0), jobReply("enable", "database", "done", "", 0, 0), doneReply(exitOK)))
 	_, out, _ := f.run("enable", "web", "database")
 	sameText(t, out, "enabled    web       0 ms\nenabled    database  0 ms\n")
 }

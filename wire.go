@@ -554,7 +554,7 @@ type outcome struct {
 // jobLine reports one finished job, as it happens.
 type jobLine struct {
 	Unit    string `json:"unit"`
-	Verb    string `json:"verb"`              // start, stop, restart, reload
+	Verb    string `json:"verb"`              // start, stop, restart, reload; enable, disable, reset-failed, forget
 	Outcome string `json:"outcome"`           // done, failed, canceled, dependency, skipped (nothing to do)
 	Text    string `json:"text,omitempty"`    // why it failed, or what is worth knowing ("needed SIGKILL")
 	MainPID int    `json:"main_pid"`          // 0 = none
