@@ -291,6 +291,9 @@ func (m *manager) statusOf(name, dir string, enabled map[string]string) (s unitS
 	rec := runRecord{}
 	if e != nil {
 		u, rec, x.shimAlive = e.unit, e.record, e.hello
+		if e.given != nil && !m.isDown(name) {
+			u = e.given // its file may have been read again since
+		}
 	}
 	f := m.fileOf(name, dir, u)
 	switch {

@@ -74,7 +74,8 @@ type manager struct {
 // supervised is one service of the catalogue.
 type supervised struct {
 	name   string
-	unit   *unit // as the shim has it, or is about to have it
+	unit   *unit // as its file was read last
+	given  *unit // as it was given to the shim last, in unit.json
 	record runRecord
 	last   *runRecord // of a dead shim, as it is on disk; nil = not read
 	link   *conn      // to its shim
@@ -637,6 +638,7 @@ func (m *manager) wish(j *job) error {
 		if err := writeJSON(m.home.unitFile(j.Unit), e.unit); err != nil {
 			return err
 		}
+		e.given = e.unit
 	}
 	e.before = e.want
 	return m.writeWant(e, wantRecord{Up: j.Kind != stopJob, Job: j.ID, Verb: string(j.Kind), By: j.By})
@@ -1306,7 +1308,7 @@ func (m *manager) adoptAll() {
 func (m *manager) adoptOne(name string) {
 	e := m.entry(name)
 	if u, err := m.home.readUnit(name); err == nil {
-		e.unit = u
+		e.unit, e.given = u, u
 	}
 	rec, err := m.home.readState(name, m.boot)
 	if err == nil {
