@@ -725,6 +725,7 @@ func killAlone(h home, report func(jobLine)) error {
 		return errDaemonCame
 	}
 	defer unix.Close(lock)
+	closeInherited(3) // shims start here
 	defer unix.Umask(unix.Umask(0o077))
 	m, err := managerWithLock(h, modeAuto)
 	if err != nil {

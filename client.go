@@ -71,9 +71,12 @@ func clientMain(args []string, stdout, stderr *os.File) int {
 	c := &client{out: newView(stdout), err: newView(stderr), patience: helloPatience}
 	code := c.main(args)
 	c.err.w.Flush()
-	if err := c.out.w.Flush(); err != nil && !errors.Is(err, syscall.EPIPE) && code == exitOK {
-		code = c.fail(exitFailed, fmt.Sprintf("cannot write output: %v", err))
+	if err := c.out.w.Flush(); err != nil && !errors.Is(err, syscall.EPIPE) {
+		failed := c.fail(exitFailed, fmt.Sprintf("cannot write output: %v", err))
 		c.err.w.Flush()
+		if code == exitOK {
+			code = failed
+		}
 	}
 	return code
 }

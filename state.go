@@ -585,6 +585,7 @@ func (h home) startAndConnect() (*os.File, error) {
 			s.wait()
 			continue
 		}
+		closeInherited(3) // a pipe or a lock of our caller must not live as long as the daemon
 		err = h.startDaemon(lock, launch{env: daemonEnvironment(os.Environ())}, nil)
 		unix.Close(lock)
 		if err != nil {
