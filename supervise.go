@@ -737,7 +737,7 @@ func (s *service) onNotify(now instant, e evNotify) {
 			s.setState(now, stopSigterm)
 			s.Deadline = now.after(s.unit.TimeoutStopSec)
 			s.do(watch{scopeMain})
-		case e.msg.Reloading:
+		case e.msg.Reloading && !e.msg.Ready: // else it is done with it already
 			s.setState(now, reload)
 			s.Deadline = now.after(s.unit.TimeoutStartSec)
 		}
