@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -179,8 +180,9 @@ func (e *environment) unset(pattern string) {
 	})
 }
 
-// buildEnvironment makes the environment of one process, by the precedence of man 5 systemd.exec: ours, PassEnvironment, Environment,
-// EnvironmentFile, UnsetEnvironment. extra is set last: what belongs to this very process.
+// buildEnvironment makes the environment of one process, by the precedence of man 5 systemd.exec: ours, with extra for what belongs to this
+// very process, PassEnvironment, Environment, EnvironmentFile, UnsetEnvironment. Only the scope cannot be changed: a stop finds by it
+// what belongs to the service.
 func buildEnvironment(u *unit, a account, scope string, extra []string) (*environment, *stageFailureText) {
 	e := &environment{}
 	path := rootPath
@@ -192,6 +194,7 @@ func buildEnvironment(u *unit, a account, scope string, extra []string) (*enviro
 		lang = "C.UTF-8"
 	}
 	e.list = append(e.list, "PATH="+path, "HOME="+a.home, "USER="+a.name, "LOGNAME="+a.name, "SHELL="+a.shell, "LANG="+lang)
+	e.list = append(e.list, extra...)
 	for _, name := range u.PassEnvironment {
 		if v, ok := os.LookupEnv(name); ok {
 			e.set(name + "=" + v)
@@ -201,18 +204,27 @@ func buildEnvironment(u *unit, a account, scope string, extra []string) (*enviro
 		e.set(assignment)
 	}
 	for _, file := range u.EnvironmentFile {
-		if text := e.addFile(file); text != "" {
-			return nil, &stageFailureText{text: text} // result resources, as in systemd
+		for _, path := range filesOf(file.Path) {
+			if text := e.addFile(environmentFile{path, file.Optional}); text != "" {
+				return nil, &stageFailureText{text: text} // result resources, as in systemd
+			}
 		}
 	}
 	for _, name := range u.UnsetEnvironment {
 		e.unset(name)
 	}
 	e.set(scopeVariable + "=" + scope)
-	for _, assignment := range extra {
-		e.set(assignment)
-	}
 	return e, nil
+}
+
+// filesOf are the files that a pattern of glob(7) names, in the order of their names; without any the pattern is a path like others.
+func filesOf(path string) []string {
+	if strings.ContainsAny(path, "*?[") {
+		if files, _ := filepath.Glob(path); len(files) > 0 {
+			return files
+		}
+	}
+	return []string{path}
 }
 
 // maxEnvironmentFile bounds an EnvironmentFile (bytes): execve takes no more in one string list by default.

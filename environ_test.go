@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// TestEnvironmentPrecedence: ours, PassEnvironment, Environment, EnvironmentFile, UnsetEnvironment, what belongs to the process.
+// TestEnvironmentPrecedence: ours and what belongs to the process, PassEnvironment, Environment, EnvironmentFile, UnsetEnvironment, the scope.
 func TestEnvironmentPrecedence(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "env")
@@ -26,14 +26,14 @@ func TestEnvironmentPrecedence(t *testing.T) {
 	}
 	t.Setenv("LANG", "C.UTF-8")
 	u := &unit{PassEnvironment: words("A", "B", "C", "D", "NOT_THERE"), Environment: words("B=unit", "C=unit", "D=unit", "F=1", "G=1", "PATH=/p"),
-		EnvironmentFile: []environmentFile{{file, false}, {dir + "/none", true}}, UnsetEnvironment: words("E", "F=1", "G=2", "HOME")}
+		EnvironmentFile: []environmentFile{{file, false}, {dir + "/none", true}}, UnsetEnvironment: words("E", "F=1", "G=2", "HOME", "NOTIFY_SOCKET", "DIAKONOS_SCOPE")}
 	a := account{name: "joe", uid: 1000, home: "/home/joe", shell: "/bin/zsh"}
-	e, wrong := buildEnvironment(u, a, "1-2/web", words("INVOCATION_ID=abc", "MAINPID=4"))
+	e, wrong := buildEnvironment(u, a, "1-2/web", words("INVOCATION_ID=abc", "MAINPID=4", "NOTIFY_SOCKET=/run/x"))
 	if wrong != nil {
 		t.Fatal(wrong)
 	}
 	got := slices.Sorted(slices.Values(e.list))
-	want := words("A=daemon", "B=unit", "C=file", "D=file", "DIAKONOS_SCOPE=1-2/web", "G=1", "INVOCATION_ID=abc", "LANG=C.UTF-8", "LOGNAME=joe",
+	want := words("A=daemon", "B=unit", "C=file", "D=file", "DIAKONOS_SCOPE=1-2/web", "G=1", "INVOCATION_ID=mine", "LANG=C.UTF-8", "LOGNAME=joe",
 		"MAINPID=4", "PATH=/p", "SHELL=/bin/zsh", "USER=joe")
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
@@ -53,6 +53,45 @@ func TestEnvironmentPath(t *testing.T) {
 		e, _ := buildEnvironment(&unit{}, c.who, "", nil)
 		if got, _ := e.get("PATH"); got != c.want {
 			t.Errorf("%+v: %s, want %s", c.who, got, c.want)
+		}
+	}
+}
+
+// TestEnvironmentFilePattern: the files that a pattern names are read in the order of their names; one that names none is a missing file.
+func TestEnvironmentFilePattern(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"20.env": "A=20\n", "10.env": "A=10\nB=10\n", "x[1]": "C=odd\n", "other": "D=no\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		files []environmentFile
+		want  string
+		wrong bool
+	}{
+		{[]environmentFile{{dir + "/*.env", false}}, "A=20 B=10", false},
+		{[]environmentFile{{dir + "/1?.env", false}}, "A=10 B=10", false},
+		{[]environmentFile{{dir + "/[2-9]0.env", false}}, "A=20", false},
+		{[]environmentFile{{dir + "/x[1]", false}}, "C=odd", false}, // a file of just that name
+		{[]environmentFile{{dir + "/*.none", true}}, "", false},
+		{[]environmentFile{{dir + "/*.none", false}}, "", true},
+	} {
+		e, wrong := buildEnvironment(&unit{EnvironmentFile: c.files}, account{}, "", nil)
+		if (wrong != nil) != c.wrong {
+			t.Errorf("%v: %+v", c.files, wrong)
+		}
+		if wrong != nil {
+			continue
+		}
+		var got []string
+		for _, name := range words("A", "B", "C", "D") {
+			if v, ok := e.get(name); ok {
+				got = append(got, name+"="+v)
+			}
+		}
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%v: %q, want %q", c.files, got, c.want)
 		}
 	}
 }

@@ -1087,7 +1087,7 @@ var unitKeys = []unitKey{
 		"Variables for the service, each `NAME=value`. A single string is one variable, spaces and all.",
 		func(p *unitParser) { p.u.Environment = p.environment() }},
 	{sectionService, "EnvironmentFile", kindPath, "",
-		"Files with lines `NAME=value`, read before each start; they override Environment. A relative path begins at the directory that holds the service directory; behind a `-` the file may be missing.",
+		"Files with lines `NAME=value`, read before each start; they override Environment. `*`, `?` and `[…]` name several, in the order of their names. A relative path begins at the directory that holds the service directory; behind a `-` the file may be missing.",
 		func(p *unitParser) { p.u.EnvironmentFile = p.environmentFiles() }},
 	{sectionService, "PassEnvironment", kindList, "",
 		"Names of variables to hand on from the daemon's own environment.",
