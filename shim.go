@@ -70,6 +70,7 @@ type shim struct {
 	healWait  time.Duration
 	spawns    uint64   // numbers the stages
 	pidWatch  *os.File // inotify on the directory of PIDFile
+	pidDir    int      // its watch descriptor of that directory, or of the nearest one above
 	leaving   bool     // nobody is to wait for leftovers
 	attaches  bool     // stages enter the cgroup by themselves: they cannot be born in it
 	quitting  bool
@@ -664,6 +665,8 @@ func (s *shim) carry(effects []effect) {
 			s.lookForMain()
 		case drain:
 			s.drain(e)
+		case removePIDFile:
+			_ = unix.Unlink(e.path) // a service that ends in good order has removed it
 		case retire:
 			s.retire()
 		case quit:
@@ -1052,6 +1055,10 @@ func (s *shim) roleOf(pid int) role {
 
 // endedChild: step, record, reap, and only then act.
 func (s *shim) endedChild(r role, c waitedChild) {
+	if r == roleMain && s.hasSuccessor() {
+		reapChild(c.pid)
+		return
+	}
 	var ev event = evExit{r, c.exit}
 	if failed := s.process(r).failed; failed != nil {
 		ev = s.failedSpawn(r, *failed, c.exit)
@@ -1076,6 +1083,9 @@ func (s *shim) act(effects []effect) {
 
 // ended: a process that is not our child has ended.
 func (s *shim) ended(r role, x exitStatus) {
+	if r == roleMain && s.hasSuccessor() {
+		return
+	}
 	var ev event = evExit{r, x}
 	if s.neverRan(r, x) {
 		ev = evAdopted{nothingRan: true} // the stage outlived the shim before us by a moment

@@ -656,6 +656,26 @@ func (s *shim) lookAtPIDFile(path string) {
 	s.lookAtMembers()
 }
 
+// hasSuccessor: the main process has ended, and PIDFile names another one, which is recorded in its place. So a daemon replaces itself, by
+// a new version of its program for instance.
+func (s *shim) hasSuccessor() bool {
+	u := s.svc.unit
+	if u.Type != typeForking || u.PIDFile == "" || s.svc.Sub != running && s.svc.Sub != reload {
+		return false
+	}
+	pid := s.readPIDFile(u.PIDFile)
+	if pid == 0 || pid == s.main.ref.PID {
+		return false
+	}
+	ref := s.adoptMain(pid, "PIDFile")
+	if ref.zero() {
+		return false
+	}
+	s.feed(evMain{ref: ref})
+	_ = s.save()
+	return true
+}
+
 // readPIDFile reads a file that the service wrote, so it is not to be trusted: no link, no device, few bytes.
 func (s *shim) readPIDFile(path string) int {
 	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
@@ -676,29 +696,42 @@ func (s *shim) unwatchPIDFile() {
 	}
 }
 
-// watchPIDFile wakes us when something happens in the directory of PIDFile (man 7 inotify), and looks once more at once.
+// watchPIDFile wakes us when something happens in the directory of PIDFile (man 7 inotify); as long as that is not there, in the nearest one
+// above it. After each that is new to the watch there is one more look, for what has happened before.
 func (s *shim) watchPIDFile(path string) {
-	if s.pidWatch != nil {
-		return
+	if s.pidWatch == nil {
+		fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+		if err != nil {
+			s.warn("cannot watch for PIDFile %s: %v", path, err)
+			return
+		}
+		f := os.NewFile(uintptr(fd), "inotify")
+		s.pidWatch, s.pidDir = f, -1
+		go func() {
+			buf := make([]byte, 4096)
+			for _, err := f.Read(buf); err == nil; _, err = f.Read(buf) {
+				s.inbox <- msgPIDFile{}
+			}
+		}()
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err == nil {
-		_, err = unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_CREATE)
-	}
+	wd, err := watchNearest(int(s.pidWatch.Fd()), filepath.Dir(path))
 	if err != nil {
 		s.warn("cannot watch for PIDFile %s: %v", path, err)
-		closeFD(&fd)
 		return
 	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	s.pidWatch = f
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			s.inbox <- msgPIDFile{}
-			if _, err := f.Read(buf); err != nil {
-				return
-			}
+	if wd != s.pidDir {
+		s.pidDir = wd
+		go func() { s.inbox <- msgPIDFile{} }()
+	}
+}
+
+// watchNearest watches dir, or what there is of the path to it.
+func watchNearest(fd int, dir string) (wd int, err error) {
+	for {
+		wd, err = unix.InotifyAddWatch(fd, dir, unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_CREATE)
+		if err != unix.ENOENT || dir == "/" {
+			return wd, err
 		}
-	}()
+		dir = filepath.Dir(dir)
+	}
 }

@@ -170,7 +170,8 @@ type evExit struct {
 	exit exitStatus
 }
 
-// evMain answers findMain of a forking service: the main process, or zero with how many processes there are instead.
+// evMain answers findMain of a forking service: the main process, or zero with how many processes there are instead. Without having been
+// asked for it tells that PIDFile names another process.
 type evMain struct {
 	ref  pidRef
 	left int
@@ -251,20 +252,24 @@ type findMain struct{}
 // drain asks for evDrained. limit bounds it when processes are left on purpose.
 type drain struct{ limit time.Duration }
 
+// removePIDFile removes what a service that is over may have left, or its next start would take it for a running one.
+type removePIDFile struct{ path string }
+
 // retire renames the FIFOs away: leftovers keep them.
 type retire struct{}
 
 // quit: the service needs no shim any more.
 type quit struct{}
 
-func (spawn) isEffect()       {}
-func (kill) isEffect()        {}
-func (killControl) isEffect() {}
-func (watch) isEffect()       {}
-func (findMain) isEffect()    {}
-func (drain) isEffect()       {}
-func (retire) isEffect()      {}
-func (quit) isEffect()        {}
+func (spawn) isEffect()         {}
+func (kill) isEffect()          {}
+func (killControl) isEffect()   {}
+func (watch) isEffect()         {}
+func (findMain) isEffect()      {}
+func (drain) isEffect()         {}
+func (removePIDFile) isEffect() {}
+func (retire) isEffect()        {}
+func (quit) isEffect()          {}
 
 // ---- the service
 
@@ -703,10 +708,11 @@ func (s *service) onBusy(now instant, e evBusy) {
 }
 
 func (s *service) onMain(now instant, e evMain) {
-	if s.Sub != starting || s.unit.Type != typeForking {
-		return
-	}
 	switch {
+	case (s.Sub == running || s.Sub == reload) && !e.ref.zero(): // it has put another one into its place
+		s.Main = e.ref
+	case s.Sub != starting || s.unit.Type != typeForking:
+		// an answer that came late
 	case !e.ref.zero():
 		s.Main = e.ref
 		s.enterStartPost(now)
@@ -1119,6 +1125,9 @@ func (s *service) onDrained(now instant) {
 // enterDead closes the run: answers the job, and decides what comes next.
 func (s *service) enterDead(now instant) {
 	s.Main, s.Control = pidRef{}, pidRef{}
+	if s.unit.PIDFile != "" {
+		s.do(removePIDFile{s.unit.PIDFile})
+	}
 	if s.leavesProcesses() || len(s.Left) > 0 {
 		s.do(retire{})
 	}

@@ -294,6 +294,8 @@ func effectText(e effect) string {
 			return "drain in " + e.limit.String()
 		}
 		return "drain"
+	case removePIDFile:
+		return "remove " + e.path
 	case retire:
 		return "retire"
 	case quit:
@@ -388,7 +390,7 @@ func TestStart(t *testing.T) {
 		{"forking with nothing left and RemainAfterExit stays active", "Type=\"forking\"\nRemainAfterExit=true", "start; command exits 0; not found", exited, "success", "done",
 			"run main, quit"},
 		{"forking with PIDFile and nothing left breaks the protocol", "Type=\"forking\"\nPIDFile=\"/run/x.pid\"", "start; command exits 0; not found", failed, "protocol", "failed",
-			"run main, TERM tree, TERM tree, quit"},
+			"run main, TERM tree, TERM tree, remove /run/x.pid, quit"},
 		{"forking whose main process ends badly failed", `Type="forking"`, "start; command exits 0; found; main exits 2", failed, "exit-code", "done",
 			"run main, TERM tree, TERM tree, quit"},
 		{"ExecStartPre runs first, one after another", `ExecStartPre=["a", "b"]`, "start; command exits 0", startPre, "success", "", "run a, run b"},
