@@ -1052,7 +1052,7 @@ func (e *supervised) letGo() {
 
 // onState takes the new state of a service: its order may have an outcome, and others may depend on it.
 func (m *manager) onState(e *supervised, rec runRecord) {
-	old := e.record.Sub
+	wasUp, wasDown := m.isUp(e.name), m.isDown(e.name)
 	e.record = rec
 	e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
 	e.pid = rec.ShimPID
@@ -1062,8 +1062,12 @@ func (m *manager) onState(e *supervised, rec runRecord) {
 	if c := e.order; c != nil && rec.Job.ID == c.id && rec.Job.Outcome != "" {
 		m.finish(e, resultOfOutcome(rec.Job.Outcome), rec.Job.Text)
 	}
-	if isUp(old) && !isUp(rec.Sub) {
+	isUp, isDown := m.isUp(e.name), m.isDown(e.name)
+	if wasUp && !isUp || !wasDown && isDown { // what was up for a moment only may never have been seen up
 		m.wentDown(e)
+	}
+	if isUp && !wasUp {
+		m.checkBinding(e)
 	}
 }
 
@@ -1076,7 +1080,8 @@ func resultOfOutcome(outcome string) jobResult {
 
 // wentDown stops what is bound to a unit that went down by itself (BindsTo).
 func (m *manager) wentDown(e *supervised) {
-	if j := m.jobs.job(e.name); j != nil && j.Kind != startJob || e.record.Job.Outcome == "" && e.record.Job.Verb != verbStart && e.record.Job.ID != "" {
+	open := e.record.Job.Outcome == "" && e.record.Job.ID != ""
+	if j := m.jobs.job(e.name); j != nil && j.Kind != startJob || e.record.Job.Verb == verbStop || open && e.record.Job.Verb != verbStart {
 		return // asked for: its transaction has taken care of the others
 	}
 	m.refreshGraph()
@@ -1398,13 +1403,21 @@ func (e *supervised) openWish() jobKind {
 // checkBindings is BindsTo after adoption: what broke while no daemon ran.
 func (m *manager) checkBindings() {
 	for name, e := range m.services {
-		if e.unit == nil || !m.isUp(name) {
-			continue
+		if m.isUp(name) {
+			m.checkBinding(e)
 		}
-		for _, other := range e.unit.BindsTo {
-			if m.isDown(other) && m.jobs.job(other) == nil {
-				m.submit(demand{Kind: stopJob, Names: []string{name}, By: byDependency})
-			}
+	}
+}
+
+// checkBinding stops a unit that is up without one that it is bound to: that went down while this one was started.
+func (m *manager) checkBinding(e *supervised) {
+	if e.unit == nil {
+		return
+	}
+	for _, other := range e.unit.BindsTo {
+		if m.isDown(other) && m.jobs.job(other) == nil {
+			m.submit(demand{Kind: stopJob, Names: []string{e.name}, By: byDependency})
+			return
 		}
 	}
 }
