@@ -449,6 +449,9 @@ func (m *manager) answerSubmission(a *asker, s submission) {
 				MainPID: m.entry(x.Name).record.Main.PID}})
 		}
 	}
+	for _, x := range s.Ended {
+		m.send(a.c, reply{Warn: fmt.Sprintf("the %s of %q, asked by %s, gives way to this %s", x.Job.Kind, x.Job.Unit, x.Job.By, a.verb)})
+	}
 	for _, w := range s.Warnings {
 		m.send(a.c, reply{Warn: w})
 	}
