@@ -62,13 +62,30 @@ func handDownBinary(called string) {
 func main() {
 	runtime.MemProfileRate = 0 // nobody reads the profile, and each process would pay for it
 	handDownBinary(os.Args[0])
-	name := filepath.Base(os.Args[0])
-	for _, p := range personalities {
-		if p.name == name {
-			os.Exit(p.main(os.Args[1:]))
+	run, args := personality(os.Args)
+	os.Exit(run(args))
+}
+
+// personality tells who is called: by the name of the program, or, where that is `diakonos` or no name of ours, by the first argument.
+func personality(argv []string) (run func(args []string) int, args []string) {
+	find := func(name string) func([]string) int {
+		for _, p := range personalities {
+			if p.name == name {
+				return p.main
+			}
+		}
+		return nil
+	}
+	name := filepath.Base(argv[0])
+	if run := find(name); run != nil && name != personalities[0].name {
+		return run, argv[1:]
+	}
+	if len(argv) > 1 {
+		if run := find(argv[1]); run != nil {
+			return run, argv[2:]
 		}
 	}
-	os.Exit(diakonosMain(os.Args[1:]))
+	return diakonosMain, argv[1:]
 }
 
 // diakonosMain is the client, but for the one verb that it does not have.
