@@ -214,6 +214,16 @@ func machineHas(name string) (bool, error) {
 		_, err := user.Lookup("nobody")
 		_, noTool := exec.LookPath("setpriv")
 		return os.Geteuid() == 0 && err == nil && noTool == nil, nil
+	case "coredump": // a process of ours that dies of SIGSEGV leaves one
+		cmd := exec.Command("sh", "-c", "ulimit -c unlimited; kill -SEGV $$")
+		dir, err := os.MkdirTemp("", "")
+		if err != nil {
+			return false, err
+		}
+		defer os.RemoveAll(dir)
+		cmd.Dir = dir
+		cmd.Run()
+		return cmd.ProcessState != nil && cmd.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), nil
 	case "unshare": // a private mount namespace
 		return os.Geteuid() == 0 && exec.Command("unshare", "-m", "true").Run() == nil, nil
 	}
