@@ -1298,11 +1298,12 @@ type checker struct {
 	good     []string // paths
 	mistakes []checkMistake
 	units    map[string]*unit
-	failed   error // a file that could not be read: its exit code
+	paths    map[string]string // of the units, as they were given
+	failed   error             // a file that could not be read: its exit code
 }
 
 func (c *client) runCheck() int {
-	k := &checker{home: c.home.path, units: map[string]*unit{}}
+	k := &checker{home: c.home.path, units: map[string]*unit{}, paths: map[string]string{}}
 	paths, err := c.checkPaths()
 	if err != nil {
 		return c.failCheck(err)
@@ -1313,12 +1314,8 @@ func (c *client) runCheck() int {
 	if len(c.args) > 0 {
 		k.loadNeeded()
 	}
-	dir := c.dir
-	if len(c.args) > 0 {
-		dir = filepath.Dir(paths[0])
-	}
 	for _, p := range newGraph(k.units, nil).problems() {
-		k.mistakes = append(k.mistakes, checkMistake{File: dir, Text: p.Text})
+		k.mistakes = append(k.mistakes, checkMistake{File: k.paths[p.Unit], Text: p.Text})
 	}
 	c.showCheck(k)
 	switch {
@@ -1371,7 +1368,7 @@ func (k *checker) load(path string) {
 	u, err := loadUnit(path, placeOf(filepath.Dir(full), k.home, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR")))
 	if err == nil {
 		k.good = append(k.good, path)
-		k.units[u.Name] = u
+		k.units[u.Name], k.paths[u.Name] = u, path
 		return
 	}
 	var wrong unitError
@@ -1384,7 +1381,7 @@ func (k *checker) load(path string) {
 		k.mistakes = append(k.mistakes, checkMistake{File: path, Line: m.Line, Text: m.Text})
 	}
 	if name, err := unitName(filepath.Base(path)); err == nil {
-		k.units[name] = &unit{Name: name, Path: full}
+		k.units[name], k.paths[name] = &unit{Name: name, Path: full}, path
 	}
 }
 
