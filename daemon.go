@@ -1086,6 +1086,7 @@ func (m *manager) wentDown(e *supervised) {
 	}
 	m.refreshGraph()
 	if bound := m.jobs.g.bindingBroken(e.name, m.isUp); len(bound) > 0 {
+		m.say("%q is no longer active: what is bound to it is stopped: %s", e.name, strings.Join(bound, " "))
 		m.submit(demand{Kind: stopJob, Names: bound, By: byDependency})
 	}
 }
@@ -1416,6 +1417,7 @@ func (m *manager) checkBinding(e *supervised) {
 	}
 	for _, other := range e.unit.BindsTo {
 		if m.isDown(other) && m.jobs.job(other) == nil {
+			m.say("%q is stopped: it is bound to %q, which is not active", e.name, other)
 			m.submit(demand{Kind: stopJob, Names: []string{e.name}, By: byDependency})
 			return
 		}
