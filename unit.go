@@ -577,13 +577,6 @@ func strayKey(name string) string {
 	return fmt.Sprintf("unknown key %s outside of a section", shown(name))
 }
 
-func meant(near, format string) string {
-	if near == "" {
-		return ""
-	}
-	return ", did you mean " + fmt.Sprintf(format, near) + "?"
-}
-
 // shortName is a section's name for a message: quoted only when it needs to be.
 func shortName(name string) string {
 	if q := shown(name); q != strconv.Quote(name) || q[1:len(q)-1] != name {
@@ -715,10 +708,11 @@ func (p *unitParser) umask() uint32 {
 // logSize: smaller files than this would be rotated for nearly every record.
 func (p *unitParser) logSize() int64 {
 	const least = 4096 // bytes
-	n := valueOf(p, parseSize)
-	if n < least {
-		p.wrong(fmt.Errorf("want at least %d bytes", least))
+	n, err := parseSize(p.val)
+	if err == nil && n < least {
+		err = fmt.Errorf("want at least %d bytes", least)
 	}
+	p.wrong(err)
 	return n
 }
 
@@ -750,6 +744,7 @@ func (p *unitParser) account() string {
 	// systemd.exec(5) and user_names(7): not 2^16-1 and 2^32-1, which mean "no user".
 	if n, err := strconv.ParseInt(s, 10, 64); err == nil && (n < 0 || n == 0xffff || n >= 0xffffffff) {
 		p.wrong(fmt.Errorf("%d is not the number of an account", n))
+		return s
 	}
 	odd := func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune(":/,", r) }
 	if s == "" || s == "." || s == ".." || s[0] == '-' || len(s) > 256 || strings.IndexFunc(s, odd) >= 0 {

@@ -338,6 +338,12 @@ func TestUnitMistakes(t *testing.T) {
 		{"bad accounts", "[service]\nExecStart = \"x\"\nUser = \"a b\"\nGroup = 65535", words(
 			`3: User: "a b" is neither the name nor the number of an account`,
 			`4: Group: 65535 is not the number of an account`)},
+		{"one mistake a value", "[service]\nExecStart = \"x\"\nUser = -1\nLogMaxSize = \"1X\"", words(
+			`3: User: -1 is not the number of an account`,
+			`4: LogMaxSize: cannot read size "1X"`)},
+		{"signals in lower case", "[service]\nExecStart = \"x\"\nKillSignal = \"sigint\"\nSuccessExitStatus = \"1 rtmin+3\"", words(
+			`3: KillSignal: unknown signal "sigint", did you mean "SIGINT"?`,
+			`4: SuccessExitStatus: "rtmin+3" is neither an exit code nor a signal, did you mean "RTMIN+3"?`)},
 		{"NUL", "[service]\nExecStart = \"x\"\nEnvironment = \"A=\\u0000\"\nUser = \"a\\u0000b\"", words("3: Environment: NUL bytes", "4: User: NUL bytes")},
 		{"bad variables", "[service]\nExecStart = \"x\"\nEnvironment = [\"hidden\", \"1A=hidden\"]\nPassEnvironment = \"A=hidden\"\nUnsetEnvironment = [\"A-B=hidden\"]", words(
 			`3: Environment: an entry is not of the form NAME=value`,

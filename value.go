@@ -578,7 +578,16 @@ func parseSignal(v any) (syscall.Signal, error) {
 	if sig := signalNamed(strings.TrimPrefix(text, "SIG")); sig != 0 {
 		return sig, nil
 	}
-	return 0, fmt.Errorf("unknown signal %s", shown(text))
+	return 0, fmt.Errorf("unknown signal %s%s", shown(text), meantSignal(text))
+}
+
+// meantSignal: systemd has signals in upper case only.
+func meantSignal(text string) string {
+	upper := strings.ToUpper(text)
+	if signalNamed(strings.TrimPrefix(upper, "SIG")) == 0 {
+		return ""
+	}
+	return meant(upper, "%q")
 }
 
 // signalNamed takes a name without SIG. 0 = unknown.
@@ -652,7 +661,7 @@ func (s *exitSet) addWord(word string) error {
 	}
 	sig := signalNamed(strings.TrimPrefix(word, "SIG"))
 	if sig == 0 {
-		return fmt.Errorf("%s is neither an exit code nor a signal", shown(word))
+		return fmt.Errorf("%s is neither an exit code nor a signal%s", shown(word), meantSignal(word))
 	}
 	if !slices.Contains(s.Signals, sig) {
 		s.Signals = append(s.Signals, sig)
@@ -723,6 +732,13 @@ func nearest(word string, choices []string) string {
 		return best
 	}
 	return onlyWithPrefix(word, choices)
+}
+
+func meant(near, format string) string {
+	if near == "" {
+		return ""
+	}
+	return ", did you mean " + fmt.Sprintf(format, near) + "?"
 }
 
 func onlyWithPrefix(word string, choices []string) string {
