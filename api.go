@@ -639,8 +639,10 @@ func (m *manager) resetFailed(name string, r request) *refusal {
 	case e == nil: // never started
 	case e.hello:
 		m.poke(e, shimFrame{Op: opReset})
-	case e.record.Sub == failed:
-		e.record.Sub, e.record.Result, e.record.Reason, e.record.Since = dead, resultSuccess, "", time.Now().UnixNano()
+	case e.record.Sub == failed || e.record.Restarts > 0 || e.record.ShortRuns > 0 || len(e.record.Starts) > 0:
+		s := newService(e.unit, e.record)
+		s.step(instant{wall: time.Now().UnixNano()}, evReset{})
+		e.record = s.runRecord
 		if err := writeRecord(m.home.stateFile(name), &e.record); err != nil {
 			return refusalOf(err)
 		}

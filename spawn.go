@@ -34,6 +34,10 @@ func (s *shim) spawnWhenClear(e spawn) {
 		return
 	}
 	mode := s.svc.unit.KillMode
+	if begins && mode == killProcess && s.main.fd >= 0 { // a stop could not end it: there is no second one beside it
+		s.feed(evBusy{e.role, []int{s.main.ref.PID}})
+		return
+	}
 	if !begins || mode == killProcess || mode == killNone {
 		s.spawn(e)
 		return
