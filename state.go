@@ -112,7 +112,7 @@ func (h home) make() error {
 		return fmt.Errorf("cannot use home %s: it belongs to user %d: %w", h.path, st.Uid, fs.ErrPermission)
 	}
 	if st.Mode&0o077 != 0 {
-		if foreign := h.foreign(st.Mode); foreign != "" { // /tmp, say: nobody else could use it any more
+		if foreign := h.foreign(); foreign != "" { // /tmp, say: nobody else could use it any more
 			return fmt.Errorf("cannot use home %s: it is open to others, and %s; name a directory of its own, or `chmod 700` it", h.path, foreign)
 		}
 		if err := os.Chmod(h.path, 0o700); err != nil {
@@ -128,10 +128,8 @@ func (h home) make() error {
 }
 
 // foreign tells why a directory looks like one that others use. "" = it does not.
-func (h home) foreign(mode uint32) string {
-	if mode&unix.S_ISVTX != 0 {
-		return "everybody may put something there"
-	}
+// A fresh tmpfs, which is open to all, may be a home.
+func (h home) foreign() string {
 	entries, err := os.ReadDir(h.path)
 	if err != nil {
 		return ""

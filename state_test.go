@@ -312,7 +312,8 @@ func TestHomeOfOthersStaysOpen(t *testing.T) {
 		ok   bool
 	}{
 		{"an empty directory", 0o755, "", true},
-		{"an empty directory of all users", 0o777 | fs.ModeSticky, "", false},
+		{"an empty directory of all users", 0o777 | fs.ModeSticky, "", true},
+		{"a directory of all users that holds something", 0o777 | fs.ModeSticky, "x", false},
 		{"one that holds something else", 0o755, "etc", false},
 		{"one that is closed already", 0o700, "etc", true},
 	} {

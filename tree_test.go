@@ -214,7 +214,9 @@ func TestOursAreNobodysService(t *testing.T) {
 	if !tr.isOurs(pid, daemonName) || tr.isOurs(pid, "sleep") {
 		t.Error("the daemon of daemon.pid is not ours")
 	}
-	if err := errors.Join(os.Remove(h.path+"/daemon.pid"), h.writeDaemon(daemonRecord{Daemon: refOf(pid)})); err != nil {
+	boot, _ := bootIdentity()
+	d := daemonRecord{Boot: boot, Daemon: refOf(pid), Started: 1}
+	if err := errors.Join(os.Remove(h.path+"/daemon.pid"), h.writeDaemon(d)); err != nil {
 		t.Fatal(err)
 	}
 	if !tr.isOurs(pid, daemonName) || tr.isOurs(os.Getpid(), daemonName) {
