@@ -109,43 +109,92 @@ func eventually(limit time.Duration, ok func() bool) bool {
 	}
 }
 
-// logText returns the text of all records of a unit, oldest first, from the files themselves: rotated files are
-// named by time, so name order is age order, and `current` sorts behind any digit.
+// logText returns the text of all records of a unit, oldest first.
 func logText(home, unit string) ([]string, error) {
+	var r logReading
+	rotated, err := r.readRotated(home, unit)
+	if err != nil {
+		return nil, err
+	}
+	current, err := r.readCurrent()
+	return append(rotated, current...), err
+}
+
+// logReading is how far a log has been read, from the files themselves. Rotated files never change, so each is read once.
+type logReading struct {
+	newest  string            // name of the newest rotated file that was read; "" = none
+	partial map[string]string // by stream: what a line has so far
+	current *os.File          // as it was before the others were listed; nil = there was none
+}
+
+// readRotated returns the lines of the rotated files that were not read yet. Names are times, so name order is age order. `current` is
+// opened first: what is rotated while we read is newer than it, and not part of this reading.
+func (r *logReading) readRotated(home, unit string) (lines []string, err error) {
+	if r.partial == nil {
+		r.partial = map[string]string{}
+	}
 	dir := filepath.Join(home, "log", unit)
+	var present os.FileInfo
+	if r.current, err = os.Open(filepath.Join(dir, "current")); err == nil {
+		present, err = r.current.Stat()
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	var lines []string
-	partial := map[string]string{} // by stream
 	for _, e := range entries {
+		if e.Name() <= r.newest || e.Name() == "current" {
+			continue
+		}
 		f, err := os.Open(filepath.Join(dir, e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // rotated away meanwhile
+			continue // only so many are kept
 		}
 		if err != nil {
 			return nil, err
 		}
-		in := bufio.NewReaderSize(f, 1<<20)
-		for {
-			line, err := in.ReadString('\n')
-			if err != nil {
-				break
-			}
-			part := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4) // stamp stream F text
-			if len(part) != 4 {
-				f.Close()
-				return nil, fmt.Errorf("%s/%s: not a record: %q", unit, e.Name(), line)
-			}
-			partial[part[1]] += part[3]
-			if part[2] != "P" {
-				lines, partial[part[1]] = append(lines, partial[part[1]]), ""
-			}
+		if st, err := f.Stat(); err == nil && present != nil && os.SameFile(st, present) {
+			f.Close()
+			break
 		}
-		f.Close()
+		some, err := r.lines(f)
+		if err != nil {
+			return nil, err
+		}
+		lines, r.newest = append(lines, some...), e.Name()
 	}
 	return lines, nil
+}
+
+// readCurrent returns the lines of the file that was the current one. What it has read is not rotated yet, so r is of no use afterwards.
+func (r *logReading) readCurrent() ([]string, error) {
+	if r.current == nil {
+		return nil, nil
+	}
+	return r.lines(r.current)
+}
+
+// lines reads records to the end of a file, and closes it.
+func (r *logReading) lines(f *os.File) (lines []string, err error) {
+	defer f.Close()
+	in := bufio.NewReaderSize(f, 1<<20)
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return lines, nil
+		}
+		part := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4) // stamp stream F text
+		if len(part) != 4 {
+			return nil, fmt.Errorf("%s: not a record: %q", f.Name(), line)
+		}
+		r.partial[part[1]] += part[3]
+		if part[2] != "P" {
+			lines, r.partial[part[1]] = append(lines, r.partial[part[1]]), ""
+		}
+	}
 }
 
 // TestLeftovers: what left its parent and session is found by its directory, its command line or its
