@@ -441,10 +441,18 @@ func selfExe() string {
 	return os.Getenv(binaryVariable)
 }
 
-// setProcessName sets what ps(1) shows as the command (at most 15 bytes); to be called on the first thread.
+// setProcessName sets what ps(1) shows as the command (at most 15 bytes), and by what a tree knows daemons and shims. It is the name of
+// the first thread, on which the runtime may not have us any more: prctl(2), which names the present one, is for want of /proc.
 func setProcessName(name string) {
-	b := append([]byte(name), 0)
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0) // cosmetic
+	fd, err := openRetry("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, err = unix.Write(fd, []byte(name))
+		unix.Close(fd)
+	}
+	if err != nil {
+		b := append([]byte(name), 0)
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0)
+	}
 }
 
 // becomeSubreaper makes orphaned descendants our children (man 2 PR_SET_CHILD_SUBREAPER).

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -447,5 +448,36 @@ func TestMountOfCgroup(t *testing.T) {
 		if mount, root := cgroupMount([]byte(c.text)); mount != c.mount || root != c.root {
 			t.Errorf("%s: %q %q", c.name, mount, root)
 		}
+	}
+}
+
+// TestProcessName: the process has the name that any of its threads has given it.
+func TestProcessName(t *testing.T) {
+	name := func() string {
+		b, err := os.ReadFile("/proc/self/comm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	before := name()
+	defer setProcessName(before)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	rename := func() { setProcessName("of-any-thread") }
+	if unix.Gettid() == os.Getpid() { // the other thread cannot be the first then
+		done := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			rename()
+			close(done)
+		}()
+		<-done
+	} else {
+		rename()
+	}
+	if got := name(); got != "of-any-thread" {
+		t.Errorf("the process is called %q", got)
 	}
 }
