@@ -977,7 +977,8 @@ func (m *manager) handOver(e *supervised) {
 	for _, x := range e.exits {
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
+	fresh := m.adopting[e] && e.tries == 0 // its predecessor was started by a daemon before us
+	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
 	if e.order != nil {
 		_ = e.link.send(shimFrame{Op: opWant})
 	}

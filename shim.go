@@ -282,6 +282,7 @@ type handover struct {
 	held    map[string]int
 	orphans []pidRef
 	exits   []exitNote
+	fresh   bool // no note about an exit is on the way
 }
 
 // meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started.
@@ -310,6 +311,7 @@ func (s *shim) meetDaemon() handover {
 			got.exits = append(got.exits, *f.Exit)
 		case opHello:
 			_ = c.f.SetReadDeadline(time.Time{})
+			got.fresh = f.Fresh
 			s.daemon = c
 			go s.read(c)
 			return got
@@ -465,7 +467,7 @@ func (s *shim) lateStatus(p *process, r role, ref pidRef, h handover) exitStatus
 	if st, err := readStat(ref.PID); err == nil && st.ended() && st.start == ref.Start {
 		return exitOf(unix.WaitStatus(st.exitCode))
 	}
-	if s.awaitNote(p, r, ref) {
+	if !h.fresh && s.awaitNote(p, r, ref) {
 		return exitStatus{}
 	}
 	return exitStatus{How: exitLost}

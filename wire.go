@@ -483,6 +483,7 @@ type shimFrame struct {
 	Proto int        `json:"proto,omitempty"` // hello
 	Build string     `json:"build,omitempty"` // hello
 	Role  string     `json:"role,omitempty"`  // hello to the shim: daemon or client
+	Fresh bool       `json:"fresh,omitempty"` // hello of a daemon that has just come: it has reaped nothing of this service
 	State *runRecord `json:"state,omitempty"`
 	Names []string   `json:"names,omitempty"`
 	Exit  *exitNote  `json:"exit,omitempty"`
@@ -495,6 +496,7 @@ func (f *shimFrame) fields(c *codec) {
 	numberField(c, "proto", ifSet, &f.Proto)
 	textField(c, "build", ifSet, &f.Build)
 	textField(c, "role", ifSet, &f.Role)
+	flagField(c, "fresh", ifSet, &f.Fresh)
 	pointerField(c, "state", ifSet, &f.State)
 	textsField(c, "names", ifSet, &f.Names)
 	pointerField(c, "exit", ifSet, &f.Exit)
