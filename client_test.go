@@ -445,7 +445,7 @@ func TestListSaysFirstWhatIsUnsupervised(t *testing.T) {
 	v, buf := testView(0)
 	v.listScreen(units)
 	got := flushed(v, buf)
-	if !strings.HasPrefix(got, "unsupervised: database (running, but nothing restarts or logs it)\n\nNAME") {
+	if !strings.HasPrefix(got, "unsupervised: database (nothing restarts or logs it)\n\nNAME") {
 		t.Errorf("got:\n%s", got)
 	}
 	exited := unitStatus{ActiveState: "active", SubState: "exited"}

@@ -488,12 +488,12 @@ func stateText(s *unitStatus) string {
 	return visible(s.ActiveState + "/" + s.SubState)
 }
 
-// unsupervised: something of it lives and no shim looks after it.
+// unsupervised: something of it lives, or is to be started again, and no shim looks after it.
 func unsupervised(s *unitStatus) bool {
 	if s.Supervised {
 		return false
 	}
-	if s.MainPID != 0 || s.ControlPID != 0 {
+	if s.MainPID != 0 || s.ControlPID != 0 || s.SubState == "unknown" {
 		return true
 	}
 	return s.ActiveState != "inactive" && s.ActiveState != "failed" && s.SubState != "exited"
@@ -687,12 +687,15 @@ func (v *view) unsupervisedNotice(units []unitStatus) {
 	if len(names) == 0 {
 		return
 	}
-	more := ""
+	more, it := "", "it"
+	if len(names) > 1 {
+		it = "them"
+	}
 	if len(names) > noticeNames {
 		more = fmt.Sprintf(" and %d more", len(names)-noticeNames)
 		names = names[:noticeNames]
 	}
-	v.wrapped("", v.paint(inkBad, "unsupervised: "+strings.Join(names, ", ")+more+" (running, but nothing restarts or logs it)"))
+	v.wrapped("", v.paint(inkBad, "unsupervised: "+strings.Join(names, ", ")+more+" (nothing restarts or logs "+it+")"))
 	v.line()
 }
 
@@ -789,7 +792,7 @@ func (v *view) field(label, text string) {
 // statusScreen is one unit of `status`, without its log lines.
 func (v *view) statusScreen(s *unitStatus, procs []procInfo) {
 	if unsupervised(s) {
-		v.wrapped("", v.paint(inkBad, "unsupervised: "+visible(s.Name)+" is running, but nothing restarts or logs it"))
+		v.wrapped("", v.paint(inkBad, "unsupervised: "+visible(s.Name)+" (nothing restarts or logs it)"))
 	}
 	title := visible(s.Name)
 	if s.Description != "" {

@@ -891,7 +891,7 @@ func statusOf(name string, u *unit, rec runRecord, x statusFacts) unitStatus {
 	if x.shimAlive {
 		s.ShimPID = rec.ShimPID
 	}
-	s.Supervised = x.shimAlive || rec.Main.zero() && rec.Control.zero()
+	s.Supervised = x.shimAlive || rec.Main.zero() && rec.Control.zero() && (sub == dead || sub == failed || sub == exited)
 	s.StateSince, s.StartedAt = stamp(rec.Since), stamp(rec.Started)
 	if sub == autoRestart && rec.Deadline != 0 {
 		s.NextStart = stamp(time.Now().UnixNano() + int64(rec.Deadline-bootNow()))

@@ -582,7 +582,7 @@ type unitStatus struct {
 	MainPID       int      `json:"main_pid"`
 	ControlPID    int      `json:"control_pid"`
 	ShimPID       int      `json:"shim_pid"`
-	Supervised    bool     `json:"supervised"` // false: has processes, but no shim
+	Supervised    bool     `json:"supervised"` // false: it has processes or waits for its restart, and no shim
 	Restarts      int      `json:"restarts"`
 	StateSince    *string  `json:"state_since"` // RFC 3339
 	StartedAt     *string  `json:"started_at"`  // RFC 3339
