@@ -285,7 +285,7 @@ func (m *manager) noUnitText(name, dir string) string {
 // statusOf composes the status of one unit. known = false: neither a file nor a trace of it.
 func (m *manager) statusOf(name, dir string, enabled map[string]string) (s unitStatus, known bool) {
 	e := m.services[name]
-	x := statusFacts{loadState: "loaded"}
+	x := statusFacts{loadState: "loaded", path: unitPath(dir, name)}
 	_, x.enabled = enabled[name]
 	var u *unit
 	rec := runRecord{}
@@ -322,9 +322,8 @@ func (m *manager) fileOf(name, dir string, u *unit) *file {
 func (m *manager) answerDaemonStatus(c *session) {
 	started := m.startedAt.UTC().Format(time.RFC3339Nano)
 	d := daemonStatus{Running: true, Version: version, PID: os.Getpid(), Mode: m.mode, Home: m.home.path, StartedAt: &started,
-		Cgroup: m.cgroupBase, Weaker: m.weaker, ServiceDir: m.serviceDir}
+		Cgroup: m.cgroupBase, Weaker: m.weaker, ServiceDir: m.serviceDir, Units: len(m.unitNames(m.serviceDir))}
 	for name, e := range m.services {
-		d.Units++
 		if m.isUp(name) {
 			d.Active++
 		}

@@ -869,6 +869,7 @@ func (l *ownLog) end() (written bool) {
 // statusFacts is what a status needs beside unit and record.
 type statusFacts struct {
 	loadState, loadError string
+	path                 string // of the file that would be read
 	shimAlive            bool
 	enabled, changed     bool
 }
@@ -884,6 +885,9 @@ func statusOf(name string, u *unit, rec runRecord, x statusFacts) unitStatus {
 		Restarts: rec.Restarts, Enabled: x.enabled, ChangedOnDisk: x.changed, InvocationID: rec.Invocation, Cgroup: rec.Cgroup}
 	if s.Result == "" {
 		s.Result = resultSuccess
+	}
+	if u == nil && x.loadState == "bad-setting" {
+		s.UnitFile = x.path
 	}
 	if u != nil {
 		s.Description, s.Documentation, s.UnitFile = u.Description, strings.Join(u.Documentation, " "), u.Path
@@ -933,10 +937,10 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 	default:
 		rec = runRecord{Sub: unknown, Reason: fmt.Sprintf("its state cannot be read: %v", err)}
 	}
-	x := statusFacts{loadState: "loaded", shimAlive: lockIsTaken(h.runDir(name))}
+	x := statusFacts{loadState: "loaded", path: unitPath(serviceDir, name), shimAlive: lockIsTaken(h.runDir(name))}
 	u, err := h.readUnit(name)
 	if err != nil {
-		u, err = loadUnit(unitPath(serviceDir, name), h.placeOf(serviceDir))
+		u, err = loadUnit(x.path, h.placeOf(serviceDir))
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
