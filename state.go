@@ -933,7 +933,7 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 	boot, _ := bootIdentity()
 	rec, err := h.readState(name, boot)
 	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
 	default:
 		rec = runRecord{Sub: unknown, Reason: fmt.Sprintf("its state cannot be read: %v", err)}
 	}

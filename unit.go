@@ -312,6 +312,9 @@ func readUnitFile(path string, euid int) ([]byte, fs.FileInfo, error) {
 	// Looked at before it is opened: opening a device can have effects.
 	info, err := os.Stat(path)
 	if err != nil {
+		if target, noLink := os.Readlink(path); noLink == nil && errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fileMistake(path, "a link to %s, which is not there", shown(target))
+		}
 		return nil, nil, fmt.Errorf("cannot read unit file: %w", err)
 	}
 	if err := checkUnitFile(path, info, euid); err != nil {

@@ -493,6 +493,7 @@ func TestLoadUnitRefuses(t *testing.T) {
 		syscall.Mkfifo(at("fifo.service"), 0o600),
 		os.Symlink("/dev/zero", at("device.service")),
 		os.Symlink("loop.service", at("loop.service")),
+		os.Symlink("nowhere", at("dangling.service")),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -505,6 +506,7 @@ func TestLoadUnitRefuses(t *testing.T) {
 		"fifo.service":          "not a regular file",
 		"device.service":        "not a regular file",
 		"loop.service":          "cannot read unit file",
+		"dangling.service":      `a link to "nowhere", which is not there`,
 		"unit.toml":             "ends in .service",
 		"a b.service":           "contains ' '",
 	} {
