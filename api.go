@@ -24,6 +24,9 @@ import (
 // clientBacklog is how much may wait for a client that does not read (bytes); then it is dropped, never waited for.
 const clientBacklog = 8 << 20
 
+// flushLimit bounds the wait for clients when the daemon ends.
+const flushLimit = 2 * time.Second
+
 // typicalReply is about how long the line for one unit is (bytes).
 const typicalReply = 1 << 10
 
@@ -545,19 +548,32 @@ func (m *manager) checkKill() {
 	m.end()
 }
 
-// flush waits for one client to get its last answer, within reason.
-func (m *manager) flush(c *session) {
-	_ = c.conn.f.SetWriteDeadline(time.Now().Add(time.Second))
-	if m.clients[c] && len(c.backlog) > 0 {
-		select {
-		case c.out <- c.backlog:
-		case <-time.After(time.Second):
+// flush waits for the clients to get their last answers, within reason: one that hears nothing asks the next daemon, and so starts it.
+func (m *manager) flush(first *session) {
+	limit := make(chan struct{})
+	defer time.AfterFunc(flushLimit, func() { close(limit) }).Stop()
+	list := []*session{first}
+	for c := range m.clients {
+		c.give() // what one that does not read holds up is not the others'
+		if c != first {
+			list = append(list, c)
 		}
 	}
-	m.dropClient(c)
-	select {
-	case <-c.written:
-	case <-time.After(time.Second): // its writer may wait for us
+	for _, c := range list {
+		_ = c.conn.f.SetWriteDeadline(time.Now().Add(flushLimit))
+		if m.clients[c] && len(c.backlog) > 0 {
+			select {
+			case c.out <- c.backlog:
+			case <-limit:
+			}
+		}
+		m.dropClient(c)
+	}
+	for _, c := range list {
+		select {
+		case <-c.written:
+		case <-limit: // its writer may wait for us
+		}
 	}
 }
 

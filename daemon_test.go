@@ -1,13 +1,15 @@
 // Role: tests of the daemon's decisions that need no daemon.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: wire, sys, supervise, state, daemon, script.
+// Uses: wire, sys, supervise, state, daemon, api, script.
 
 package main
 
 import (
+	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -146,5 +148,40 @@ func TestLookedForAgainOnce(t *testing.T) {
 	m.handle(msgRetry{e})
 	if len(m.pending) > 0 {
 		t.Error("a shim is started for a service that was forgotten")
+	}
+}
+
+// When `kill` ends the daemon, who waited for something else has its answer too: without it a client would start the next daemon.
+func TestLastAnswers(t *testing.T) {
+	m := &manager{inbox: make(chan any, 64), clients: map[*session]bool{}}
+	var list []*session
+	var heard []chan string
+	for range 3 {
+		ours, theirs := testPair(t)
+		m.serve(ours)
+		list = append(list, nextMessage[msgClient](t, m).c)
+		all := make(chan string, 1)
+		go func() {
+			b, _ := io.ReadAll(theirs)
+			all <- string(b)
+		}()
+		heard = append(heard, all)
+	}
+	for _, c := range list {
+		m.clients[c] = true
+		m.send(c, reply{Warn: strings.Repeat("x", 1<<19)}) // more than a socket holds
+		m.done(c, exitOK, "")
+	}
+	m.flush(list[1])
+	for i, c := range list {
+		select {
+		case <-c.written:
+		default:
+			t.Errorf("client %d has not all of its answer when the daemon ends", i)
+			continue
+		}
+		if got := <-heard[i]; !strings.Contains(got, `"done"`) {
+			t.Errorf("client %d is not told that it is done, after %d bytes", i, len(got))
+		}
 	}
 }
