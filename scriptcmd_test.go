@@ -343,6 +343,18 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 	p, err := find(stateOf(ts).home, args[1])
 	ts.Check(err)
 	ts.Check(syscall.Kill(p.pid, sig))
+	if sig != syscall.SIGSTOP {
+		return
+	}
+	if !eventually(testPatience, func() bool { return isStopped(p.pid) }) { // on a busy machine its other threads run on for milliseconds
+		ts.Fatalf("%s does not stop", args[1])
+	}
+}
+
+func isStopped(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, ok := strings.Cut(string(stat), ") ")
+	return err == nil && ok && strings.HasPrefix(rest, "T")
 }
 
 func cmdSavePID(ts *testscript.TestScript, neg bool, args []string) {
