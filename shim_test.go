@@ -288,3 +288,72 @@ func TestStartThatWaits(t *testing.T) {
 		}
 	}
 }
+
+// TestHealing: which shim that has lost its daemon starts a new one, and when.
+func TestHealing(t *testing.T) {
+	long := boottime(healForgets) // ago
+	for _, c := range []struct {
+		name string
+		d    *daemonRecord
+		want time.Duration // 0 = never
+	}{
+		{"it was to run", &daemonRecord{Wanted: wantedRunning, Mode: modeAuto, Started: bootNow()}, healFirst},
+		{"after three starts in a row", &daemonRecord{Wanted: wantedRunning, Mode: modeAuto, Started: bootNow(), Attempts: 3}, 8 * healFirst},
+		{"after many", &daemonRecord{Wanted: wantedRunning, Mode: modeAuto, Started: bootNow(), Attempts: 1000}, healMost},
+		{"after many, of which the last was a good one", &daemonRecord{Wanted: wantedRunning, Mode: modeAuto, Started: bootNow() - long, Attempts: 1000}, healFirst},
+		{"it was stopped", &daemonRecord{Wanted: wantedStopped, Mode: modeAuto, Started: bootNow()}, 0},
+		{"it was killed", &daemonRecord{Wanted: wantedKilled, Mode: modeAuto, Started: bootNow()}, 0},
+		{"systemd or a terminal keeps it", &daemonRecord{Wanted: wantedRunning, Mode: modeForeground, Started: bootNow()}, 0},
+		{"PID 1 keeps it", &daemonRecord{Wanted: wantedRunning, Mode: modeInit, Started: bootNow()}, 0},
+		{"nobody knows", nil, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &shim{home: home{t.TempDir()}}
+			if c.d != nil {
+				if err := s.home.writeDaemon(*c.d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := bootNow()
+			s.lostDaemon()
+			least, most := before+boottime(c.want)*8/10, bootNow()+boottime(c.want)*12/10
+			if c.want == 0 {
+				least, most = 0, 0
+			}
+			if s.healAt < least || s.healAt > most {
+				t.Errorf("due in %v, want %v with 20 %% of jitter", time.Duration(s.healAt-before), c.want)
+			}
+			if c.want > 0 && s.healWait != min(2*c.want, healMost) {
+				t.Errorf("the next pause is %v, want %v", s.healWait, min(2*c.want, healMost))
+			}
+		})
+	}
+}
+
+// TestHealingIsWithdrawn: the wish may have changed until the time comes, and a daemon that somebody else starts holds the lock.
+func TestHealingIsWithdrawn(t *testing.T) {
+	s := &shim{home: home{t.TempDir()}, healAt: 1}
+	if err := s.home.writeDaemon(daemonRecord{Wanted: wantedStopped, Mode: modeAuto}); err != nil {
+		t.Fatal(err)
+	}
+	s.heal(nil)
+	if s.healAt != 0 {
+		t.Error("a daemon that was stopped meanwhile is started")
+	}
+	running := daemonRecord{Wanted: wantedRunning, Mode: modeAuto, Attempts: 2}
+	if err := s.home.writeDaemon(running); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := lockDirectory(s.home.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(lock)
+	s.heal(nil)
+	if d, err := s.home.readDaemon(); err != nil || d.Attempts != 2 {
+		t.Errorf("while somebody holds the lock there is an attempt: %+v, %v", d, err)
+	}
+	if s.healAt == 0 {
+		t.Error("it does not look again")
+	}
+}

@@ -560,6 +560,24 @@ func TestLiveDaemon(t *testing.T) {
 	}
 }
 
+// TestSomeoneElseStarts: only a daemon that was to run, and that something other than our commands keeps alive, is waited for.
+func TestSomeoneElseStarts(t *testing.T) {
+	h := home{t.TempDir()}
+	if h.someoneElseStarts() {
+		t.Error("where there never was a daemon, one is waited for")
+	}
+	for _, mode := range []string{modeAuto, modeForeground, modeInit} {
+		for _, wanted := range []string{wantedRunning, wantedStopped, wantedKilled} {
+			if err := h.writeDaemon(daemonRecord{Mode: mode, Wanted: wanted}); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := h.someoneElseStarts(), mode != modeAuto && wanted == wantedRunning; got != want {
+				t.Errorf("mode %s, wanted %s: got %v, want %v", mode, wanted, got, want)
+			}
+		}
+	}
+}
+
 // TestHangupDuringADaemonsStart: who starts a daemon and takes SIGHUP itself goes on taking it while the daemon comes up.
 func TestHangupDuringADaemonsStart(t *testing.T) {
 	h := home{t.TempDir()}
