@@ -628,9 +628,10 @@ func (m *manager) refuse(j *job, err error) []ended {
 	return m.jobs.abandon(j.Unit, err.Error())
 }
 
-// wish records a job: run/NAME with unit.json and want.
+// wish records a job: run/NAME with unit.json and want. What was under way there for another job is not wanted any more.
 func (m *manager) wish(j *job) error {
 	e := m.entry(j.Unit)
+	e.order, e.due = nil, time.Time{}
 	if err := m.home.makeRunDir(j.Unit); err != nil {
 		return err
 	}
@@ -682,8 +683,11 @@ func (m *manager) carryOut(o order) {
 		m.startShim(e)
 		return
 	}
-	m.poke(e, shimFrame{Op: opWant}) // also before its hello: it reads our frames in order
+	m.poke(e, e.wantFrame()) // also before its hello: it reads our frames in order
 }
+
+// wantFrame tells the shim that the turn of its order has come.
+func (e *supervised) wantFrame() shimFrame { return shimFrame{Op: opWant, Job: e.order.id} }
 
 // expectAnswer: the shim is being told something, which it takes at once.
 func (m *manager) expectAnswer(e *supervised) {
@@ -980,7 +984,7 @@ func (m *manager) handOver(e *supervised) {
 	fresh := m.adopting[e] && e.tries == 0 // its predecessor was started by a daemon before us
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
 	if e.order != nil {
-		_ = e.link.send(shimFrame{Op: opWant})
+		_ = e.link.send(e.wantFrame())
 	}
 }
 
@@ -1178,7 +1182,7 @@ func (m *manager) connectShim(e *supervised) bool {
 	e.link, e.hello, e.child, e.leave, e.last = newConn(f), false, false, false, nil
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
-		_ = e.link.send(shimFrame{Op: opWant})
+		_ = e.link.send(e.wantFrame())
 	}
 	go m.readShim(e, e.link)
 	return true

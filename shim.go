@@ -853,7 +853,7 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 			s.newDaemon(c)
 		}
 	case opWant:
-		s.readWant()
+		s.readWant(f.Job)
 	case opExit:
 		if f.Exit != nil {
 			s.onExitNote(*f.Exit)
@@ -898,10 +898,11 @@ func (s *shim) onExitNote(n exitNote) {
 	}
 }
 
-// readWant turns a new wish into an event.
-func (s *shim) readWant() {
+// readWant turns a new wish into an event. job is the one that its turn has come for; "" = any. Another is there already when that one was
+// replaced meanwhile, and has to wait for other units.
+func (s *shim) readWant(job string) {
 	w, err := s.home.readWant(s.name, s.boot)
-	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID {
+	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID || job != "" && w.Job != job {
 		return // unreadable = leave as it is
 	}
 	ev := evJob{id: w.Job, verb: w.Verb}

@@ -264,6 +264,23 @@ func TestStageThatDoesNotEnd(t *testing.T) {
 	}
 }
 
+// shimWithWish is a shim in some state whose daemon has written a wish. Nothing is started: KillMode is none, and there are no commands.
+func shimWithWish(t *testing.T, rec runRecord, w wantRecord) *shim {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	h := home{t.TempDir()}
+	if err := os.MkdirAll(h.runDir("web"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	u := &unit{Name: "web", Type: typeOneshot, KillMode: killNone, TimeoutStartSec: time.Minute, TimeoutStopSec: time.Minute}
+	w.Version, w.Boot = protocolVersion, "b"
+	if err := errors.Join(writeJSON(h.unitFile("web"), u), writeRecord(h.wantFile("web"), &w)); err != nil {
+		t.Fatal(err)
+	}
+	return &shim{name: "web", home: h, boot: "b", inbox: make(chan any, 9), main: process{fd: -1}, control: process{fd: -1}, notify: notifySocket{fd: -1},
+		svc: newService(u, rec)}
+}
+
 // TestStartThatWaits: a start that waits for leftovers goes on when a new daemon asks for it again, or somebody for a reload; it is
 // dropped for a stop or a restart.
 func TestStartThatWaits(t *testing.T) {
@@ -271,18 +288,9 @@ func TestStartThatWaits(t *testing.T) {
 		verb  string
 		waits bool
 	}{{verbStart, true}, {verbReload, true}, {verbStop, false}, {verbRestart, false}} {
-		t.Chdir(t.TempDir())
-		h := home{t.TempDir()}
-		if err := os.MkdirAll(h.runDir("web"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		u := &unit{Name: "web", Type: typeOneshot, KillMode: killNone, TimeoutStartSec: time.Minute, TimeoutStopSec: time.Minute}
-		if err := errors.Join(writeJSON(h.unitFile("web"), u), writeRecord(h.wantFile("web"), &wantRecord{Version: protocolVersion, Boot: "b", Up: true, Job: "new", Verb: c.verb})); err != nil {
-			t.Fatal(err)
-		}
-		s := &shim{name: "web", home: h, boot: "b", inbox: make(chan any, 9), main: process{fd: -1}, control: process{fd: -1}, notify: notifySocket{fd: -1},
-			svc: newService(u, runRecord{Sub: starting, Job: jobRecord{ID: "old", Verb: verbStart}}), waiting: &spawn{role: roleMain}}
-		s.readWant()
+		s := shimWithWish(t, runRecord{Sub: starting, Job: jobRecord{ID: "old", Verb: verbStart}}, wantRecord{Up: true, Job: "new", Verb: c.verb})
+		s.waiting = &spawn{role: roleMain}
+		s.readWant("")
 		if waits := s.waiting != nil; waits != c.waits || s.svc.Job.ID != "new" {
 			t.Errorf("%s: the start waits: %t, job %q; want %t, new", c.verb, waits, s.svc.Job.ID, c.waits)
 		}
@@ -355,5 +363,17 @@ func TestHealingIsWithdrawn(t *testing.T) {
 	}
 	if s.healAt == 0 {
 		t.Error("it does not look again")
+	}
+}
+
+// TestWishOutOfTurn: the wish is on disk before its turn comes, for it may have to wait for other units. A word that was sent for the one
+// before, and comes late, does not begin it. A daemon of before that rule names no job.
+func TestWishOutOfTurn(t *testing.T) {
+	for _, c := range []struct{ frame, taken string }{{"old", ""}, {"new", "new"}, {"", "new"}} {
+		s := shimWithWish(t, runRecord{Sub: dead}, wantRecord{Job: "new", Verb: verbStop})
+		s.onFrame(nil, shimFrame{Op: opWant, Job: c.frame})
+		if got := s.svc.Job.ID; got != c.taken {
+			t.Errorf("told of %q: took %q, want %q", c.frame, got, c.taken)
+		}
 	}
 }

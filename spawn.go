@@ -92,7 +92,7 @@ func (s *shim) spawn(e spawn) {
 		return // the barrier closes with files: the stage exits, and its end is told as a failed start
 	}
 	if !s.ending() && !s.wantIsUp() {
-		s.readWant()
+		s.readWant("")
 		return // likewise
 	}
 	files.commit(order)

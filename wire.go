@@ -467,7 +467,7 @@ func decodeStageReport(b []byte) (ok bool, f stageFailure) {
 const (
 	opHello   = "hello"   // first frame of each side
 	opState   = "state"   // State is new; Names label the descriptors that travel with it, to be held
-	opWant    = "want"    // read `want` again
+	opWant    = "want"    // read `want`, if it still is that of Job
 	opHeld    = "held"    // descriptors of a dead predecessor, labelled by Names
 	opExit    = "exit"    // a process of this service ended and was reaped by the sender
 	opOrphans = "orphans" // Refs: children of a dead predecessor
@@ -484,6 +484,7 @@ type shimFrame struct {
 	Build string     `json:"build,omitempty"` // hello
 	Role  string     `json:"role,omitempty"`  // hello to the shim: daemon or client
 	Fresh bool       `json:"fresh,omitempty"` // hello of a daemon that has just come: it has reaped nothing of this service
+	Job   string     `json:"job,omitempty"`   // want
 	State *runRecord `json:"state,omitempty"`
 	Names []string   `json:"names,omitempty"`
 	Exit  *exitNote  `json:"exit,omitempty"`
@@ -497,6 +498,7 @@ func (f *shimFrame) fields(c *codec) {
 	textField(c, "build", ifSet, &f.Build)
 	textField(c, "role", ifSet, &f.Role)
 	flagField(c, "fresh", ifSet, &f.Fresh)
+	textField(c, "job", ifSet, &f.Job)
 	pointerField(c, "state", ifSet, &f.State)
 	textsField(c, "names", ifSet, &f.Names)
 	pointerField(c, "exit", ifSet, &f.Exit)
