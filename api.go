@@ -359,11 +359,7 @@ func (m *manager) answerDemand(c *session, r request) {
 		a.pending = 1 // until all answers are in
 		m.answerSubmission(a, m.submit(d))
 		a.pending--
-		for _, j := range m.jobs.list() {
-			if j.hasWaiter(a) {
-				a.pending++
-			}
-		}
+		a.pending += m.jobs.waitedFor(a)
 	}
 	m.finishAsker(a)
 }

@@ -677,9 +677,16 @@ func (q *jobs) abandon(unit, text string) []ended {
 	return q.take()
 }
 
-// hasWaiter tells whether token waits for j.
-func (j *job) hasWaiter(token any) bool {
-	return slices.ContainsFunc(j.Waiters, func(w waiter) bool { return w.Token == token })
+// waitedFor counts the jobs that token waits for, those included that come after the one that their unit has now.
+func (q *jobs) waitedFor(token any) (n int) {
+	for _, j := range q.byUnit {
+		for ; j != nil; j = j.then {
+			if slices.ContainsFunc(j.Waiters, func(w waiter) bool { return w.Token == token }) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 func (q *jobs) take() []ended {
@@ -769,12 +776,28 @@ func (q *jobs) submit(d demand) submission {
 		t.leave()
 		s.Answers = append(s.Answers, a)
 	}
+	q.renew(d.NewID)
 	warnings := q.relink()
 	if d.Kind == stopJob || d.Kind == restartJob {
 		s.Warnings = warnings
 	}
 	s.Ended = q.take()
 	return s
+}
+
+// renew makes a whole restart of each start whose unit is not down, or on its way up, while what it requires is about to be stopped for a
+// restart: the stop that would have ended it was replaced, or it began only a moment ago.
+func (q *jobs) renew(newID func(unit string) string) {
+	restarts := slices.DeleteFunc(q.list(), func(j *job) bool { return j.Kind != restartJob || j.stage != stopStage })
+	for i := 0; i < len(restarts); i++ {
+		for _, by := range q.g.nodes[restarts[i].id].requiredBy {
+			k := q.at[by]
+			if k != nil && k.stage == startStage && (k.Kind == startJob || k.Kind == restartJob) && (k.running != "" || !q.isDown(k.Unit)) {
+				q.again(k, restartJob, stopStage, newID)
+				restarts = append(restarts, k)
+			}
+		}
+	}
 }
 
 // put installs or merges one entry of a transaction, by the table of systemd's job.c: start and reload go up in restart, a stop and
@@ -793,7 +816,7 @@ func (q *jobs) put(e entry, t *transaction) {
 	case e.kind == reloadJob:
 		j = q.mergeReload(j, e, t)
 	case e.kind == startJob && j.Kind == reloadJob: // the unit is not up: there is nothing to reload
-		q.again(j, startJob, startStage, t)
+		q.again(j, startJob, startStage, t.b.d.NewID)
 	}
 	if by := t.by(e); by != byDependency {
 		j.By = by
@@ -821,9 +844,9 @@ func (q *jobs) mergeRestart(j *job, t *transaction) {
 	switch {
 	case j.Kind == restartJob && j.startPending(): // the start is still to come
 	case j.running == "" && q.isDown(j.Unit):
-		q.again(j, restartJob, startStage, t)
+		q.again(j, restartJob, startStage, t.b.d.NewID)
 	default:
-		q.again(j, restartJob, stopStage, t)
+		q.again(j, restartJob, stopStage, t.b.d.NewID)
 	}
 }
 
@@ -840,9 +863,9 @@ func (q *jobs) mergeReload(j *job, e entry, t *transaction) *job {
 }
 
 // again turns j into another kind. If something runs for it, that order is void and gets a new ID as its successor.
-func (q *jobs) again(j *job, kind jobKind, stage jobStage, t *transaction) {
+func (q *jobs) again(j *job, kind jobKind, stage jobStage, newID func(unit string) string) {
 	if j.running != "" {
-		j.ID, j.running = t.b.d.NewID(j.Unit), ""
+		j.ID, j.running = newID(j.Unit), ""
 	}
 	j.Kind, j.stage = kind, stage
 	if j.then != nil {

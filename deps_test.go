@@ -305,6 +305,17 @@ func TestQueue(t *testing.T) {
 			"> stop a -> ", `> reload a -> cannot reload "a": it is being stopped`, "run -> stop a"}},
 		{"a restart of a requirement leaves alone what is being stopped", "a requires b\nb", "a b", []string{
 			"> stop a -> ", "> restart b -> ", "run -> stop a | restart b"}},
+		{"a restart of a requirement takes along what is being started", "a requires b\nb", "b", []string{
+			"> start a -> ", "? -> start a", "> restart b -> ", "run -> stop a | stop b | start b | start a"}},
+		{"a restart of a requirement takes along what a restart is starting", "a requires b\nb", "a b", []string{
+			"> restart b -> ", "? -> stop a", ". a -> ", "? -> stop b", ". b -> ", "? -> start b", ". b -> restart b: done", "? -> start a",
+			"> restart b -> ", "run -> stop a | stop b | start b | start a"}},
+		{"what is started again while its requirement is to be restarted is restarted", "a requires b\nb\nc requires a", "a b c", []string{
+			"> stop a -> ", "? -> stop c", "> restart b -> ",
+			"> start c -> stop c: canceled (replaced by start asked by user) / stop a: canceled (replaced by start that goes with start of \"c\" asked by user)",
+			"run -> stop c | stop a | stop b | start b | start a | start c"}},
+		{"what is down waits for the restart of its requirement", "a requires b\nb", "b", []string{
+			"> restart b -> ", "> start a -> ", "run -> stop b | start b | start a"}},
 		{"a failed start fails who requires it, with the first culprit", "a requires b\nb requires c\nc", "", []string{
 			"> start a -> ", "? -> start c",
 			`! c -> start c: failed (exit code 1) / start b: dependency of c ("c" failed: exit code 1) / start a: dependency of c ("c" failed: exit code 1)`,
@@ -396,6 +407,17 @@ func TestWaitersHearOfEveryJob(t *testing.T) {
 	}
 	if a.By != byUser || b.By != byUser {
 		t.Errorf("asked by: got %s and %s, want user for both", a.By, b.By)
+	}
+	w = newWorld("a requires b\nb", "b")
+	w.ask("start a")
+	w.begin()
+	w.ask("reload b")
+	w.begin()
+	w.q.submit(demand{Kind: reloadJob, Names: []string{"b"}, By: byUser, Waiter: "reload b again", NewID: w.newID}) // after the one that runs
+	for token, want := range map[string]int{"start a": 1, "reload b": 1, "reload b again": 1, "nobody": 0} {
+		if got := w.q.waitedFor(token); got != want {
+			t.Errorf("%s: waits for %d jobs, want %d", token, got, want)
+		}
 	}
 }
 
