@@ -1,5 +1,5 @@
 // Role: checks that the documents say what must not be lost: the systemd unit, README; README has the verbs of `help`
-// and the states of the state machine.
+// and the states of the state machine; the tests that reliability.md names exist.
 // Runs in: go test.
 // Owns: nothing.
 // Uses: client, supervise.
@@ -8,6 +8,8 @@ package main
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -126,5 +128,35 @@ func TestReadmeStates(t *testing.T) {
 	}
 	if len(left) > 0 {
 		t.Errorf("not in the table: %v", left)
+	}
+}
+
+// TestReliability: who wants to see a bug finds the test that shows it.
+func TestReliability(t *testing.T) {
+	text, err := os.ReadFile("docs/reliability.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder
+	files, _ := filepath.Glob("*_test.go")
+	for _, file := range files {
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests.Write(source)
+	}
+	named := regexp.MustCompile("`(Test\\w+)(?:/(\\w+))?`").FindAllStringSubmatch(string(text), -1)
+	if len(named) < 15 {
+		t.Fatalf("only %d tests are named", len(named))
+	}
+	for _, name := range named {
+		script := "testdata/script/" + name[2] + ".txtar"
+		if _, err := os.Stat(script); name[2] != "" && err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(tests.String(), "\nfunc "+name[1]+"(t *testing.T)") {
+			t.Errorf("there is no %s", name[1])
+		}
 	}
 }
