@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: wire, value, sys, unit, log, deps, state, tree, api, render.
+// Uses: visible, wire, value, sys, unit, log, deps, state, tree, api, render.
 
 package main
 

@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: wire, sys, unit, deps, supervise, state, tree, api.
+// Uses: visible, wire, sys, unit, deps, supervise, state, tree, api.
 
 package main
 
@@ -211,7 +211,7 @@ func (r reporter) ok() {
 
 // fail returns the exit code.
 func (r reporter) fail(err error) int {
-	fmt.Fprintf(os.Stderr, "diakonosd: %v\n", err)
+	fmt.Fprintf(os.Stderr, "diakonosd: %s\n", visible(err.Error()))
 	if r.pipe != nil {
 		_, _ = fmt.Fprintf(r.pipe, "%v\n", err)
 		r.pipe.Close()

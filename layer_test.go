@@ -30,6 +30,7 @@ import (
 // use the other.
 const layers = `
 codec:
+visible:
 wire: codec
 value: codec
 sys: codec wire
@@ -39,16 +40,16 @@ unit: codec value command
 log:
 deps: unit
 supervise: wire value command unit
-state: codec wire sys unit supervise
+state: codec visible wire sys unit supervise
 environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
 pump: log sys_log
-shim+spawn: codec wire sys command unit log supervise state environ tree child pump
-daemon+api: wire value sys unit deps supervise state tree
-render: wire log tree
-client: wire value sys unit log deps state tree api render
-main: wire sys state environ shim daemon api client
+shim+spawn: codec visible wire sys command unit log supervise state environ tree child pump
+daemon+api: visible wire value sys unit deps supervise state tree
+render: visible wire log tree
+client: visible wire value sys unit log deps state tree api render
+main: visible wire sys state environ shim daemon api client
 `
 
 // pureFiles compute only: nothing of the machine, no clock.

@@ -8,7 +8,7 @@
 //
 // The daemon plans and owns nothing that it cannot rebuild; the shim supervises, also while no daemon runs. Layers, lowest first:
 //
-//	codec wire value sys sys_log         formats; values of unit files; kernel calls
+//	codec visible wire value sys sys_log formats; safe texts; values of unit files; kernel calls
 //	command unit log                     command lines; unit files; log records
 //	deps supervise                       pure: jobs and order; the state machine of a service
 //	state environ tree child pump        the home; who a service is; its processes; the stage; its output
@@ -25,7 +25,7 @@
 // Role: the personality table.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: wire, sys, state, environ, shim, daemon, client.
+// Uses: visible, wire, sys, state, environ, shim, daemon, client.
 package main
 
 import (
@@ -108,12 +108,12 @@ func diakonosdMain(args []string) int {
 func runDaemon(call clientCall) int {
 	h, err := findHome(call.homeFlag)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "diakonos:", err)
+		fmt.Fprintln(os.Stderr, "diakonos:", visible(err.Error()))
 		return exitFailed
 	}
 	dir, err := findServiceDir(call.dirFlag, h)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "diakonos:", err)
+		fmt.Fprintln(os.Stderr, "diakonos:", visible(err.Error()))
 		return exitFailed
 	}
 	return daemonMain(h, dir)

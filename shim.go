@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: codec, wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
+// Uses: codec, visible, wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
 
 package main
 
@@ -135,7 +135,7 @@ func detachMain(names []string) int {
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
 		_, pidfd, err := l.start()
 		if err != nil {
-			fmt.Fprintf(os.Stderr, "diakonos-run: cannot start the shim of %q: %v\n", name, err)
+			fmt.Fprintf(os.Stderr, "diakonos-run: cannot start the shim of %q: %s\n", name, visible(err.Error()))
 			code = exitFailed
 			continue
 		}
@@ -171,7 +171,7 @@ func superviseMain(name string) int {
 		if s != nil {
 			s.own.end() // what led to it comes first
 		}
-		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %v\n", name, err)
+		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %s\n", name, visible(err.Error()))
 		return exitFailed
 	}
 	return s.loop()

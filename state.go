@@ -1,7 +1,7 @@
 // Role: what lies in the home: paths, records, wishes, PID files, locks; finding and starting a daemon.
 // Runs in: client, daemon, shim.
 // Owns: the files of the home; each record has one writer at a time, the holder of the lock beside it.
-// Uses: codec, unit, wire, sys, supervise.
+// Uses: codec, visible, unit, wire, sys, supervise.
 
 package main
 
@@ -830,6 +830,7 @@ func (l *ownLog) write(line string) {
 		l.lines, l.written = make(chan string, ownLogLines), make(chan struct{})
 		go l.run(l.lines)
 	}
+	line = string(appendVisible(nil, line, "\t\n")) // it may name a path, or what a service says
 	if l.dropped > 0 {
 		line = fmt.Sprintf("%d messages could not be written and are missing here\n", l.dropped) + line
 	}
