@@ -1362,6 +1362,11 @@ func (l *logWriter) open() error {
 	if err := l.openFile(); err != nil {
 		return err
 	}
+	return l.secure()
+}
+
+// secure makes sure that current is our own file and ends at a record's end.
+func (l *logWriter) secure() error {
 	if l.st.Nlink > 1 { // it has another name, perhaps that of a file of somebody else
 		if err := l.moveCurrent(time.Now().UnixNano()); err != nil {
 			return err
@@ -1381,7 +1386,7 @@ func (l *logWriter) openAt(ino uint64) (found bool, err error) {
 	if l.ino == ino {
 		return true, nil
 	}
-	return false, l.mend()
+	return false, l.secure()
 }
 
 // openFile opens current and nothing but a regular file: never through a link, and what else stands there is put aside.

@@ -8,11 +8,13 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -945,5 +947,38 @@ func TestPumpRecoversFromForeignHeaders(t *testing.T) {
 		if end := strings.Join(got[max(0, len(got)-4):], "\n"); !strings.Contains(end, "still here") {
 			t.Fatalf("seed %d: the log ends with %.100q", seed, end)
 		}
+	}
+}
+
+// TestPumpRecoversBesideAForeignFile: what stands in the place of the log may be another name of somebody else's file. It is put aside, also by a
+// successor in the middle of an intent, and nothing is written into it or cut off its end.
+func TestPumpRecoversBesideAForeignFile(t *testing.T) {
+	b := newPumpBed(t)
+	p := b.start()
+	writeAll(b.out, "a\n")
+	b.drain(p)
+	b.stop(p)
+	head, err := os.OpenFile(filepath.Join(b.cfg.RunDir, "pump"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer head.Close()
+	if _, err := head.WriteAt([]byte{1, 0, 0, 0}, pumpPhaseAt); err != nil { // as if it had been killed before the commit
+		t.Fatal(err)
+	}
+	const text = "no record, and no newline at the end"
+	foreign := filepath.Join(t.TempDir(), "foreign")
+	current := filepath.Join(b.cfg.LogDir, currentName)
+	writeFile(t, foreign, text)
+	if err := errors.Join(os.Rename(current, current+".gone"), os.Link(foreign, current)); err != nil {
+		t.Fatal(err)
+	}
+	p = b.start()
+	writeAll(b.out, "b\n")
+	b.drain(p)
+	b.stop(p)
+	checkFile(t, foreign, text)
+	if lines := b.lines(); !slices.Contains(lines, "stdout a") || !slices.Contains(lines, "stdout b") {
+		t.Errorf("the log has %q, want a and b in it", lines)
 	}
 }
