@@ -71,6 +71,7 @@ type shim struct {
 	spawns    uint64   // numbers the stages
 	pidWatch  *os.File // inotify on the directory of PIDFile
 	pidDir    int      // its watch descriptor of that directory, or of the nearest one above
+	complaint string   // the last one about the service
 	leaving   bool     // nobody is to wait for leftovers
 	attaches  bool     // stages enter the cgroup by themselves: they cannot be born in it
 	quitting  bool
@@ -235,6 +236,14 @@ func lockOwnDirectory() error {
 // warn writes one line to daemon.log, which is our stderr.
 func (s *shim) warn(format string, args ...any) {
 	s.own.write(fmt.Sprintf("%s diakonos-run: %q: %s\n", time.Now().UTC().Format(time.RFC3339Nano), s.name, fmt.Sprintf(format, args...)))
+}
+
+// complain warns of what the service says, not twice in a row of the same: it may say it a thousand times a second.
+func (s *shim) complain(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); text != s.complaint {
+		s.complaint = text
+		s.warn("%s", text)
+	}
 }
 
 // open connects with the daemon, reads the records and resumes or begins. An error: what there is cannot be told now; nothing was done.

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -537,8 +538,11 @@ func (n *notifySocket) remove() {
 // onNotify admits a message by NotifyAccess and by where its sender belongs.
 func (s *shim) onNotify(sender unix.Ucred, msg notifyMessage) {
 	if !s.mayNotify(sender) {
-		s.warn("notify message from process %d is ignored (NotifyAccess=%s)", sender.Pid, s.svc.unit.NotifyAccess)
+		s.complain("notify message from process %d is ignored (NotifyAccess=%s)", sender.Pid, s.svc.unit.NotifyAccess)
 		return
+	}
+	if msg.BadPID != "" {
+		s.complain("MAINPID names %.40q, which is no process: ignored", msg.BadPID)
 	}
 	ev := evNotify{msg: msg}
 	if pid := msg.MainPID; pid != 0 && pid != s.main.ref.PID && s.svc.mayChangeMain() {
@@ -577,7 +581,7 @@ func (s *shim) isPastSender(sender unix.Ucred) bool {
 // adoptMain takes a process of the tree as the main process. what names where its PID came from. Zero: it is not ours.
 func (s *shim) adoptMain(pid int, what string) pidRef {
 	if pid == os.Getpid() || !slices.Contains(s.tree().list(), pid) {
-		s.warn("%s names process %d, which does not belong to this service: ignored", what, pid)
+		s.complain("%s names process %d, which does not belong to this service: ignored", what, pid)
 		return pidRef{}
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -689,7 +693,12 @@ func (s *shim) readPIDFile(path string) int {
 	defer unix.Close(fd)
 	b := make([]byte, 64)
 	n, _ := unix.Read(fd, b)
-	return parsePIDFile(b[:max(n, 0)])
+	text := bytes.TrimSpace(b[:max(n, 0)])
+	pid := parsePIDFile(text)
+	if pid == 0 && len(text) > 0 { // else it is about to be written
+		s.complain("PIDFile %s names %.40q, which is no process: ignored", path, text)
+	}
+	return pid
 }
 
 // unwatchPIDFile: the directory may be a busy one, and the next start may have another.

@@ -626,6 +626,7 @@ type notifyMessage struct {
 	Status                     string
 	HasStatus                  bool
 	MainPID                    int
+	BadPID                     string // what MAINPID says where that is no PID
 }
 
 func parseNotify(b []byte) notifyMessage {
@@ -642,8 +643,10 @@ func parseNotify(b []byte) notifyMessage {
 		case "STATUS":
 			m.Status, m.HasStatus = strings.ToValidUTF8(val, "\uFFFD"), true
 		case "MAINPID":
-			if n, err := strconv.Atoi(val); err == nil && n > 0 {
+			if n := parsePIDFile([]byte(val)); n != 0 {
 				m.MainPID = n
+			} else {
+				m.BadPID = val
 			}
 		}
 	}
@@ -655,7 +658,7 @@ func parseNotify(b []byte) notifyMessage {
 // pidFileText is the content of daemon.pid, shim.pid and main.pid.
 func pidFileText(pid int) []byte { return append(strconv.AppendInt(nil, int64(pid), 10), '\n') }
 
-// parsePIDFile reads a decimal PID with surrounding white space, also as services write it. 0 = none.
+// parsePIDFile reads a decimal PID with surrounding white space, as we and services write it. 0 = none.
 func parsePIDFile(b []byte) int {
 	n, err := strconv.Atoi(string(bytes.TrimSpace(b)))
 	if err != nil || n < 1 || n > 1<<22 {

@@ -254,7 +254,8 @@ func TestNotifyMessage(t *testing.T) {
 		{"READY=0\nREADY=yes", notifyMessage{}},
 		{"STATUS=", notifyMessage{HasStatus: true}},
 		{"STATUS=a=b\xff", notifyMessage{Status: "a=b\uFFFD", HasStatus: true}},
-		{"MAINPID=-4\nMAINPID=x\nMAINPID=0", notifyMessage{}},
+		{"MAINPID=-4\nMAINPID=x\nMAINPID=0", notifyMessage{BadPID: "0"}},
+		{"MAINPID=4194305", notifyMessage{BadPID: "4194305"}},
 		{"X_UNKNOWN=1\n\n=\nREADY", notifyMessage{}},
 		{"", notifyMessage{}},
 	} {
