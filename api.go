@@ -178,9 +178,13 @@ func (m *manager) onRequest(c *session, r request) {
 
 // answer answers one request. A panic costs this request, not the daemon.
 func (m *manager) answer(c *session, r request) {
+	killer := m.killer
 	defer func() {
 		if p := recover(); p != nil {
 			m.say("internal error: request %q: %v", r.Verb, p)
+			if m.killer != killer {
+				m.withdrawKill()
+			}
 			m.done(c, exitFailed, fmt.Sprintf("internal error: %v", p))
 		}
 	}()
@@ -505,6 +509,14 @@ func (m *manager) answerKill(c *session) {
 	slices.Sort(names)
 	m.submit(demand{Kind: stopJob, Names: names, By: byKill, Waiter: a})
 	m.awaitAnswers(time.Now()) // of a stop that was under way and whose shim has been reported
+}
+
+// withdrawKill: a `kill` came to nothing before it had stopped anything.
+func (m *manager) withdrawKill() {
+	m.killer = nil
+	if err := m.writeSelf(wantedRunning, 0); err != nil {
+		m.say("%v", err)
+	}
 }
 
 // checkKill ends the daemon once nothing runs: no job, no shim.
