@@ -1,12 +1,14 @@
 // Role: all fuzz targets: what is read from outside, and random input for the pure files.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: command, unit, value, deps, supervise, wire, sys, log.
+// Uses: visible, command, unit, value, deps, supervise, state, wire, sys, log, pump, shim, daemon, api, client.
 
 package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -574,6 +576,38 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
+// FuzzLogFile: whatever stands in the log that a writer opens, it keeps the lines that are whole, and what it appends is read as it was written.
+func FuzzLogFile(f *testing.F) {
+	f.Add([]byte(rec(1, "stdout", "F", "a") + "torn"))
+	f.Add([]byte("\x00\n\n" + rec(2, "stderr", "P", "b")))
+	f.Add(bytes.Repeat([]byte("x"), 3*maxRecordText))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		dir := t.TempDir()
+		path := filepath.Join(dir, currentName)
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		k := realKernel()
+		l := newLogWriter(pumpConfig{LogDir: dir, MaxSize: 1 << 30, MaxFiles: 5}, &k)
+		defer l.close()
+		if err := l.open(); err != nil {
+			t.Fatal(err)
+		}
+		whole := text[:bytes.LastIndexByte(text, '\n')+1]
+		got, err := os.ReadFile(path)
+		if err != nil || !bytes.HasPrefix(got, whole) || len(got) > 0 && got[len(got)-1] != '\n' || int64(len(got)) != l.size {
+			t.Fatalf("%q became %q (%d bytes), %v", text, got, l.size, err)
+		}
+		record := rec(3, "stdout", "F", "appended")
+		if _, err := k.write(l.fd, []byte(record)); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ = os.ReadFile(path); !bytes.HasSuffix(got, []byte(record)) {
+			t.Errorf("got %q at the end, want %q", tail(got, 100), record)
+		}
+	})
+}
+
 // FuzzFrame: framing keeps every byte, and the same bytes in two steps make the same records.
 func FuzzFrame(f *testing.F) {
 	f.Add([]byte("a\nbb\n\nccc"), uint8(3), uint16(100), true)
@@ -732,6 +766,215 @@ func readBoth(line []byte) {
 	for _, v := range []any{new(request), new(reply)} {
 		_ = (&conn{buf: whole}).readJSON(v)
 	}
+}
+
+// FuzzHandover: whatever a daemon writes into the socket of a new shim before its hello, the shim comes through.
+func FuzzHandover(f *testing.F) {
+	f.Add([]byte(`{"op":"held","names":["main"]}` + "\n" + `{"op":"orphans","refs":[{"pid":7}]}` + "\n" + `{"op":"exit","exit":{"ref":{"pid":7},"exit":{}}}` + "\n" + `{"op":"hello"}` + "\n"))
+	f.Add([]byte(`{"op":"exit"}` + "\n" + `{"op":"held"}` + "\n" + `{"op":"hello","fresh":true}` + "\n" + `{"op":"want"}` + "\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<14 {
+			return
+		}
+		ours, theirs := testPair(t)
+		if _, err := theirs.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		theirs.Close()
+		s := &shim{home: home{t.TempDir()}, inbox: make(chan any, bytes.Count(b, []byte("\n"))+1)}
+		got := s.hear(newConn(ours))
+		if greeted := s.daemon != nil; greeted != greets(b) {
+			t.Errorf("greeted: %t, %+v", greeted, got)
+		}
+		for s.daemon != nil { // until the reader of the connection has ended
+			if _, closed := (<-s.inbox).(msgClosed); closed {
+				break
+			}
+		}
+	})
+}
+
+// greets: among the whole lines there is a hello, and none before it that is no frame.
+func greets(text []byte) bool {
+	for line := range bytes.Lines(text) {
+		var f shimFrame
+		if !bytes.HasSuffix(line, []byte("\n")) || decode(line[:len(line)-1], &f) != nil {
+			return false
+		}
+		if f.Op == opHello {
+			return true
+		}
+	}
+	return false
+}
+
+// FuzzShimFrame: no frames make a shim panic, whatever state it is in. It has no processes and no commands, so nothing is started.
+func FuzzShimFrame(f *testing.F) {
+	f.Add([]byte(`{"op":"hello","role":"daemon"}`+"\n"+`{"op":"want","job":"new"}`+"\n"+`{"op":"reset"}`+"\n"+`{"op":"idle"}`+"\n"+`{"op":"leave"}`), uint8(0))
+	f.Add([]byte(`{"op":"exit","exit":{"ref":{"pid":1},"exit":{"how":"exited"}}}`+"\n"+`{"op":"exit"}`+"\n"+`{"op":"orphans","refs":[{},{"pid":-1}]}`+"\n"+`{"op":"heal"}`), uint8(4))
+	f.Fuzz(func(t *testing.T, b []byte, state uint8) {
+		s := shimWithWish(t, runRecord{Sub: subStates[int(state)%len(subStates)]}, wantRecord{Job: "new", Verb: verbStop})
+		ours, theirs := testPair(t)
+		s.daemon, s.notify.fd = newConn(ours), -1
+		for line := range bytes.SplitSeq(b, []byte("\n")) {
+			var frame shimFrame
+			if decode(line, &frame) == nil {
+				s.onFrame(newConn(theirs), frame)
+			}
+			if s.daemon == nil {
+				s.daemon = newConn(ours)
+			}
+		}
+		if !slices.Contains(subStates[:], s.svc.Sub) {
+			t.Errorf("state %q", s.svc.Sub)
+		}
+	})
+}
+
+// fuzzManager is a daemon without a loop: nothing that it plans is carried out, so no process is started.
+func fuzzManager(t *testing.T) *manager {
+	t.Helper()
+	dir := t.TempDir()
+	m := &manager{home: home{dir + "/h"}, boot: "b", inbox: make(chan any, 64), services: map[string]*supervised{}, broken: map[string]error{},
+		files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{}, bereaved: map[*supervised]bool{},
+		clients: map[*session]bool{}, reserve: -1, serviceDir: dir}
+	m.jobs = newJobs(m.isUp, m.isDown)
+	for _, d := range []string{m.home.path, m.home.enabledDir(), m.home.runRoot()} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{"web": "[unit]\nRequires = 'db'\n[service]\nExecStart = 'x'\nExecReload = 'y'\n", "db": "[service]\nExecStart = 'x'\n", "bad": "x"} {
+		if err := os.WriteFile(unitPath(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if m.answers != nil {
+			m.answers.Stop()
+		}
+		m.own.end()
+	})
+	return m
+}
+
+// ask answers one request and returns the lines of the answer.
+func (m *manager) ask(c *session, r request) (lines []byte) {
+	m.answer(c, r)
+	select {
+	case lines = <-c.out:
+	default:
+	}
+	lines = append(lines, c.backlog...)
+	c.backlog = nil
+	return lines
+}
+
+// FuzzRequest: whatever clients ask for, in whatever order, each answer is lines of the protocol and no handler panics.
+func FuzzRequest(f *testing.F) {
+	for _, text := range []string{
+		`{"verb":"start","service_dir":"DIR","names":["web"]}` + "\n" + `{"verb":"list","service_dir":"DIR"}` + "\n" + `{"verb":"stop","names":["db","web"]}`,
+		`{"verb":"enable","service_dir":"DIR","names":["web","bad","none"]}` + "\n" + `{"verb":"status","names":["web"],"service_dir":"DIR"}` + "\n" + `{"verb":"disable","names":["web"]}`,
+		`{"verb":"kill"}` + "\n" + `{"verb":"start","names":["web"],"service_dir":"DIR"}` + "\n" + `{"verb":"daemon-status"}`,
+		`{"verb":"restart","names":["web","web"],"service_dir":"DIR","no_block":true}` + "\n" + `{"verb":"reload","names":["web"]}` + "\n" + `{"verb":"forget","names":["db"]}`,
+		`{"verb":"reset-failed"}` + "\n" + `{"verb":"x"}` + "\n" + `{"verb":"start","names":["../x"],"service_dir":"relative"}`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<12 {
+			return
+		}
+		m := fuzzManager(t)
+		ours, _ := testPair(t)
+		c := &session{conn: newConn(ours), out: make(chan []byte, 1)}
+		m.clients[c] = true
+		for line := range bytes.SplitSeq(bytes.ReplaceAll(b, []byte("DIR"), []byte(m.serviceDir)), []byte("\n")) {
+			var r request
+			if json.Unmarshal(line, &r) != nil {
+				continue
+			}
+			m.refreshGraph()
+			for text := range bytes.Lines(m.ask(c, r)) {
+				var answer reply
+				if err := json.Unmarshal(text, &answer); err != nil || answer.Done != nil && strings.Contains(answer.Done.Error, "internal error") {
+					t.Errorf("%s is answered %s, %v", line, text, err)
+				}
+			}
+		}
+	})
+}
+
+// FuzzDaemonFrame: no frames of a shim make the daemon panic, nor spoil what it says of the service.
+func FuzzDaemonFrame(f *testing.F) {
+	f.Add([]byte(`{"op":"hello","proto":1,"state":{"v":1,"boot":"b","sub":"dead","shim":7}}` + "\n" + `{"op":"state","state":{"sub":"running","main":{"pid":9},"job":{"id":"1","verb":"start","outcome":"done"},"shim":7}}`))
+	f.Add([]byte(`{"op":"state","names":["out","err"]}` + "\n" + `{"op":"state","state":{"sub":"","left":[1],"exit":{"how":"killed","status":99}}}` + "\n" + `{"op":"hello"}`))
+	f.Add([]byte(`{"op":"state","state":{"sub":"running"}}` + "\n" + `{"op":"state","state":{"sub":"failed","job":{"id":"1","outcome":"x"},"deadline":-1}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<12 {
+			return
+		}
+		m := fuzzManager(t)
+		m.loadClosure([]string{"web"}, m.serviceDir)
+		m.submit(demand{Kind: startJob, Names: []string{"web"}, By: byUser})
+		e := m.entry("db")
+		ours, _ := testPair(t)
+		e.link = newConn(ours)
+		for _, o := range m.jobs.dispatch() {
+			m.carryOut(o)
+		}
+		e.order.id = "1"
+		for line := range bytes.SplitSeq(b, []byte("\n")) {
+			var frame shimFrame
+			if decode(line, &frame) == nil {
+				m.onShim(msgShim{e, e.link, frame, nil})
+			}
+			if e.link == nil {
+				e.link = newConn(ours)
+			}
+		}
+		s, known := m.statusOf("db", m.serviceDir, nil)
+		if _, err := json.Marshal(s); err != nil || !known || s.ActiveState == "" {
+			t.Errorf("%+v, %v", s, err)
+		}
+	})
+}
+
+// FuzzCommandLine: no arguments make the client panic; what it takes is well formed, and what it says against the others is safe to show.
+func FuzzCommandLine(f *testing.F) {
+	for _, text := range []string{"start a b", "--json status", "-fn5 logs web", "logs --since 2h -n 3 -- -x", "--home= list", "status --no-block x", "kill x", "install --hard-links /x",
+		"--service-dir", "-n", "--lines=-1 logs a", "help start", "check ./x.service", "logs \x1b[31m", "--version", "-", "-- -- -", "start a.service a \xff", "start " + strings.Repeat("\x80", 100)} {
+		f.Add(strings.ReplaceAll(text, " ", "\x00"))
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		v, buf := testView(80)
+		c := &client{out: v, err: v}
+		var err error
+		c.clientCall, err = parseCall(strings.Split(line, "\x00"))
+		switch known := findVerb(c.verb) != nil; {
+		case err == nil && c.verb != "" && !known:
+			t.Errorf("%q: verb %q", line, c.verb)
+		case err == nil && known:
+			err = c.check()
+		}
+		names, wrong := c.unitNames()
+		for i, name := range names {
+			if again, err := unitName(name); err != nil || again != name || slices.Contains(names[:i], name) {
+				t.Errorf("%q: unit %q, %v", line, name, err)
+			}
+		}
+		if _, since := parseSince(c.since, testNow); since != nil && c.since != "" {
+			wrong = errors.Join(wrong, since)
+		}
+		for _, e := range []error{err, wrong} {
+			if e != nil && c.usage(e) != exitUsage {
+				t.Errorf("%q: %v is no mistake of the caller", line, e)
+			}
+		}
+		if i := strings.IndexFunc(flushed(v, buf), func(r rune) bool { return r != '\n' && hidden(r) }); i >= 0 {
+			t.Errorf("%q: a hidden character is shown", line)
+		}
+	})
 }
 
 // FuzzStat: no process name confuses the reader of /proc/PID/stat.

@@ -296,11 +296,15 @@ type handover struct {
 
 // meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started.
 func (s *shim) meetDaemon() handover {
-	got := handover{held: map[string]int{}}
 	if unix.SetNonblock(linkFD, true) != nil {
-		return got
+		return handover{}
 	}
-	c := newConn(os.NewFile(linkFD, "daemon"))
+	return s.hear(newConn(os.NewFile(linkFD, "daemon")))
+}
+
+// hear reads up to the daemon's hello, then has it read on.
+func (s *shim) hear(c *conn) handover {
+	got := handover{held: map[string]int{}}
 	_ = c.f.SetReadDeadline(time.Now().Add(helloLimit))
 	for {
 		var f shimFrame
@@ -317,7 +321,9 @@ func (s *shim) meetDaemon() handover {
 		case opOrphans:
 			got.orphans = f.Refs
 		case opExit:
-			got.exits = append(got.exits, *f.Exit)
+			if f.Exit != nil {
+				got.exits = append(got.exits, *f.Exit)
+			}
 		case opHello:
 			_ = c.f.SetReadDeadline(time.Time{})
 			got.fresh = f.Fresh

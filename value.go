@@ -351,10 +351,12 @@ func clipped(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	for !utf8.RuneStart(s[most]) {
-		most--
+	for cut := most; cut > most-utf8.UTFMax; cut-- {
+		if utf8.RuneStart(s[cut]) {
+			return s[:cut] + "..."
+		}
 	}
-	return s[:most] + "..."
+	return s[:most] + "..." // no UTF-8
 }
 
 // shown quotes a word of the file for a message.

@@ -184,6 +184,21 @@ func TestParseUMask(t *testing.T) {
 	}
 }
 
+// TestShown: a long word is cut between characters, also one that has none: arguments need not be UTF-8.
+func TestShown(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{"short", `"short"`},
+		{strings.Repeat("x", 80), `"` + strings.Repeat("x", 80) + `"`},
+		{strings.Repeat("x", 81), `"` + strings.Repeat("x", 80) + `..."`},
+		{strings.Repeat("x", 78) + "日本", `"` + strings.Repeat("x", 78) + `..."`},
+		{strings.Repeat("\x80", 90), `"` + strings.Repeat(`\x80`, 80) + `..."`},
+	} {
+		if got := shown(c.text); got != c.want {
+			t.Errorf("%q: got %s, want %s", c.text, got, c.want)
+		}
+	}
+}
+
 func TestNearest(t *testing.T) {
 	verbs := []string{"start", "stop", "status", "restart", "reload", "list", "logs", "daemon-status"}
 	for _, c := range []struct {
