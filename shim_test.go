@@ -376,4 +376,11 @@ func TestWishOutOfTurn(t *testing.T) {
 			t.Errorf("told of %q: took %q, want %q", c.frame, got, c.taken)
 		}
 	}
+	for sub, taken := range map[subState]string{starting: "new", startPre: "new", reload: ""} { // a command of it was about to run
+		s := shimWithWish(t, runRecord{Sub: sub, Job: jobRecord{ID: "old", Verb: verbStart, Outcome: outcomeDone}}, wantRecord{Job: "new", Verb: verbStop})
+		s.giveWay()
+		if got := strings.TrimPrefix(s.svc.Job.ID, "old"); got != taken {
+			t.Errorf("%s: took %q, want %q", sub, got, taken)
+		}
+	}
 }

@@ -93,10 +93,18 @@ func (s *shim) spawn(e spawn) {
 		return // the barrier closes with files: the stage exits, and its end is told as a failed start
 	}
 	if !s.ending() && !s.wantIsUp() {
-		s.readWant("")
+		s.giveWay()
 		return // likewise
 	}
 	files.commit(order)
+}
+
+// giveWay: what was about to run is not wanted any more. A start turns to the new wish at once; for a service that is up the turn of that wish
+// has to come, since others may need it.
+func (s *shim) giveWay() {
+	if !isUp(s.svc.Sub) {
+		s.readWant("")
+	}
 }
 
 // starts: the present step is the first command of ExecStart, which must never run beside another run of the service.
