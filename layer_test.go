@@ -43,7 +43,7 @@ state: codec wire sys unit supervise
 environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
-pump: log sys_log
+pump: log sys sys_log
 shim+spawn: codec wire sys command unit log supervise state environ tree child pump
 daemon+api: wire value sys unit deps supervise state tree
 render: wire log tree

@@ -3,7 +3,7 @@
 // Runs in: shim.
 // Owns: run/NAME/out, err and pump; log/NAME; all descriptors of them. One goroutine does all of it; two waiters
 // report output; one more goroutine empties the FIFOs while the disk hangs.
-// Uses: sys_log, log.
+// Uses: sys, sys_log, log.
 
 package main
 

@@ -1,7 +1,7 @@
 // Role: tests of the pump: behaviour, faults of the disk, and the kill campaign of the log protocol.
 // Runs in: tests.
 // Owns: nothing.
-// Uses: log, pump, sys_log_linux, observe, script.
+// Uses: log, pump, sys, sys_log, observe, script.
 
 package main
 
@@ -707,7 +707,7 @@ func TestPumpProcess(t *testing.T) {
 	point, nth, _ := strings.Cut(orders[0], ":")
 	left, _ := strconv.Atoi(nth)
 	die := func() { unix.Kill(os.Getpid(), unix.SIGKILL); select {} }
-	crashpoint = func(at string) {
+	failpoint = func(at string) {
 		if point == "*" || point == at {
 			if left--; left == 0 {
 				die()

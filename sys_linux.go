@@ -22,6 +22,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ---- failpoints
+
+// failpoint is nil in the released program, where nothing sets it. A test sets it in processes of its own, to kill or stop them right
+// before an effect: whatever a process does that outlives it, or that another one sees. Each effect has a name of its own;
+// failpoint_test.go says what an effect is, finds those without a name, and hits each.
+var failpoint func(name string)
+
+// reach comes right before an effect.
+func reach(name string) {
+	if failpoint != nil {
+		failpoint(name)
+	}
+}
+
 // ---- clocks
 
 // bootNow reads CLOCK_BOOTTIME: it counts suspend and never steps (man 2 clock_gettime).

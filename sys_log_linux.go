@@ -34,15 +34,6 @@ func realKernel() kernel {
 	}
 }
 
-// crashpoint is nil in production. A test sets it to end the process at a named point.
-var crashpoint func(point string)
-
-func reach(point string) {
-	if crashpoint != nil {
-		crashpoint(point)
-	}
-}
-
 func sysTee(from, to, n int) (int, error) {
 	for {
 		m, err := unix.Tee(from, to, n, unix.SPLICE_F_NONBLOCK)
