@@ -33,7 +33,7 @@ codec:
 wire: codec
 value: codec
 sys: codec wire
-sys_log:
+sys_log: sys
 command: codec value
 unit: codec value command
 log:

@@ -133,6 +133,7 @@ func detachMain(names []string) int {
 	for i, name := range names {
 		l := launch{argv: shimArguments(name), env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
+		reach("shim.detach")
 		_, pidfd, err := l.start()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "diakonos-run: cannot start the shim of %q: %v\n", name, err)
@@ -200,6 +201,7 @@ func newShim(name string) (*shim, error) {
 		return nil, fmt.Errorf("cannot become subreaper: %v", err)
 	}
 	var err error
+	reach("shim.pid")
 	if err = rewriteFile("shim.pid", pidFileText(os.Getpid())); err != nil {
 		s.warn("%v", err) // a full disk must not keep a service unsupervised
 	}
@@ -214,6 +216,7 @@ func newShim(name string) (*shim, error) {
 
 // lockOwnDirectory takes the lock on run/NAME, and never gives it back. A predecessor that was killed may need a moment to be gone.
 func lockOwnDirectory() error {
+	reach("shim.lock")
 	_, err := lockDirectory(".")
 	if err != unix.EWOULDBLOCK {
 		return err
@@ -223,6 +226,7 @@ func lockOwnDirectory() error {
 		return err
 	}
 	got := make(chan error, 1)
+	reach("shim.await-lock")
 	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
@@ -541,6 +545,7 @@ func (s *shim) awaitExec() {
 	pid := s.main.ref.PID
 	go func() {
 		if err == nil { // without the file there is nothing to wait for
+			reach("main-pid.await-lock")
 			_ = waitByte(fd, 0)
 			unix.Close(fd)
 		}
@@ -698,6 +703,7 @@ func (s *shim) save() error {
 	if string(s.spare) == string(s.saved) && len(s.hold) == 0 {
 		return nil
 	}
+	reach("state.write")
 	err := s.state.write(s.spare)
 	if err != nil {
 		s.warn("%v", err)
@@ -731,6 +737,7 @@ func (s *shim) announce(op string) {
 	for _, h := range s.hold {
 		f.Names, fds = append(f.Names, h.label), append(fds, h.fd)
 	}
+	reach("state.send")
 	err := s.daemon.send(f, fds...)
 	if errors.Is(err, unix.ETOOMANYREFS) { // too many descriptors in flight for this user: the state must come through all the same
 		f.Names = nil
@@ -818,8 +825,11 @@ func (s *shim) dropCgroup() {
 
 // leave is the orderly end of the shim: the state on disk, which settle has written, is the last word.
 func (s *shim) leave() {
+	reach("leave.main-pid")
 	_ = unix.Unlink("main.pid")
+	reach("leave.shim-pid")
 	_ = unix.Unlink("shim.pid")
+	reach("leave.socket")
 	_ = unix.Unlink(shimSocketName)
 	s.notify.remove()
 	if s.pump != nil {
@@ -832,6 +842,7 @@ func (s *shim) leave() {
 
 // removeCgroup removes a cgroup and those that the service made below it.
 func removeCgroup(dir string) {
+	reach("cgroup.remove")
 	if unix.Rmdir(dir) == nil {
 		return
 	}
@@ -841,6 +852,7 @@ func removeCgroup(dir string) {
 			removeCgroup(dir + "/" + e.Name())
 		}
 	}
+	reach("cgroup.remove-emptied")
 	_ = unix.Rmdir(dir)
 }
 
@@ -985,6 +997,7 @@ func (s *shim) heal(asker *conn) {
 	if asker == nil && (err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto) {
 		return
 	}
+	reach("heal.lock")
 	lock, err := lockDirectory(s.home.path)
 	if err != nil {
 		s.onHealed(msgHealed{err, asker})
@@ -996,6 +1009,7 @@ func (s *shim) heal(asker *conn) {
 	d.Attempts++
 	d.Started, d.Daemon = 0, pidRef{}
 	if asker == nil {
+		reach("heal.record")
 		_ = s.home.writeDaemon(d) // without it the delay does not grow; that is all
 	}
 	l := launch{parent: true, env: daemonEnvironment(os.Environ()), path: d.newerBinary()}
@@ -1036,6 +1050,7 @@ func (s *shim) reap() {
 		}
 		r := s.roleOf(c.pid)
 		if r == "" {
+			reach("reap.stranger")
 			reapChild(c.pid)
 			continue
 		}
@@ -1069,6 +1084,7 @@ func (s *shim) endedChild(r role, c waitedChild) {
 	s.forget(r)
 	effects := s.svc.step(s.now(), ev)
 	_ = s.save()
+	reach("reap.recorded")
 	reapChild(c.pid)
 	s.act(effects)
 }
@@ -1106,6 +1122,7 @@ func (s *shim) forget(r role) {
 	}
 	*p = process{fd: -1}
 	if r == roleMain {
+		reach("main-pid.remove")
 		_ = unix.Unlink("main.pid")
 	}
 	s.payOwed()
@@ -1200,6 +1217,7 @@ func (s *shim) kill(e kill) {
 
 func (s *shim) signalOne(p *process, sig syscall.Signal) {
 	if p.fd >= 0 {
+		reach("main.signal")
 		signalAndContinue(p.fd, sig)
 	}
 }

@@ -230,7 +230,9 @@ func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 		f.null = -1 // an empty /dev: stdin stays closed for lack of anything better
 	}
 	if r == roleMain {
+		reach("main-pid.create")
 		if f.pidFile, err = openRetry("main.pid.new", unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600); err == nil {
+			reach("main-pid.lock")
 			err = lockByte(f.pidFile, 0)
 		}
 		if err != nil {
@@ -256,6 +258,7 @@ func openGuarded(name string, guard int64) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("cannot open %s: %w", name, err)
 	}
+	reach("spawn.guard")
 	err = lockByte(fd, guard)
 	if err != nil && err != unix.EAGAIN {
 		unix.Close(fd)
@@ -281,6 +284,7 @@ func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error)
 	dir := s.makeCgroup()
 	if dir >= 0 && !s.attaches {
 		l.cgroup = dir
+		reach("stage.start-in-cgroup")
 		f.pid, f.pidfd, err = l.start()
 		unix.Close(dir)
 		if err == nil {
@@ -293,6 +297,7 @@ func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error)
 	if s.svc.Cgroup != "" {
 		order.Cgroup = s.svc.Cgroup + "/cgroup.procs"
 	}
+	reach("stage.start")
 	f.pid, f.pidfd, err = l.start()
 	return err
 }
@@ -304,6 +309,7 @@ func (s *shim) makeCgroup() int {
 			return -1
 		}
 		dir := s.cgroupBase + "/" + s.name + ".service"
+		reach("cgroup.make")
 		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 			return -1
 		}
@@ -311,8 +317,11 @@ func (s *shim) makeCgroup() int {
 	}
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
 	fd, err := openRetry(s.svc.Cgroup, flags, 0)
-	if errors.Is(err, unix.ENOENT) && unix.Mkdir(s.svc.Cgroup, 0o755) == nil { // somebody has removed it, empty as it was
-		fd, err = openRetry(s.svc.Cgroup, flags, 0)
+	if errors.Is(err, unix.ENOENT) { // somebody has removed it, empty as it was
+		reach("cgroup.make-again")
+		if unix.Mkdir(s.svc.Cgroup, 0o755) == nil {
+			fd, err = openRetry(s.svc.Cgroup, flags, 0)
+		}
 	}
 	if err != nil {
 		s.svc.Cgroup = ""
@@ -335,9 +344,11 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 	}
 	s.svc.Main = ref
 	s.hold = append(s.hold, heldFD{heldMain, p.fd})
+	reach("main-pid.write")
 	if _, err := unix.Write(f.pidFile, pidFileText(f.pid)); err != nil {
 		s.warn("cannot write main.pid: %v", err) // it only says where to look
 	}
+	reach("main-pid.rename")
 	if err := unix.Rename("main.pid.new", "main.pid"); err != nil {
 		s.warn("cannot write main.pid: %v", err)
 	}
@@ -350,6 +361,7 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 func (f *stageFiles) commit(order stageOrder) {
 	b := append(encodeStageOrder(order), '!')
 	if len(b) <= os.Getpagesize() {
+		reach("stage.commit")
 		_, _ = unix.Write(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
 		return
 	}
@@ -357,6 +369,7 @@ func (f *stageFiles) commit(order stageOrder) {
 	w := os.NewFile(uintptr(f.barrierW), "barrier")
 	f.barrierW = -1
 	go func() {
+		reach("stage.commit-large")
 		_, _ = w.Write(b)
 		w.Close()
 	}()
@@ -503,7 +516,9 @@ func (s *shim) notifyPath(a account) string {
 	file := "notify-" + strconv.FormatUint(sum.Sum64(), 16)
 	dir := s.home.notifyDir()
 	if dir != "" && len(dir)+len(file)+1 <= sunPathBytes {
+		reach("notify.directory")
 		if err := os.Mkdir(dir, 0o711); err == nil || errors.Is(err, os.ErrExist) {
+			reach("notify.open-directory")
 			if unix.Chmod(dir, 0o711) == nil {
 				return dir + "/" + file
 			}
@@ -514,22 +529,28 @@ func (s *shim) notifyPath(a account) string {
 
 func bindNotify(fd int, path string, a account) error {
 	if strings.HasPrefix(path, "@") {
+		reach("notify.bind-abstract")
 		return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
 	}
+	reach("notify.unlink")
 	_ = unix.Unlink(path)
+	reach("notify.bind")
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return err
 	}
 	if a.switched {
+		reach("notify.owner")
 		if err := unix.Lchown(path, a.uid, a.gid); err != nil {
 			return err
 		}
 	}
+	reach("notify.mode")
 	return unix.Chmod(path, 0o600)
 }
 
 func (n *notifySocket) remove() {
 	if n.path != "" && !strings.HasPrefix(n.path, "@") {
+		reach("notify.remove")
 		_ = unix.Unlink(n.path)
 	}
 }
@@ -600,6 +621,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 		s.watchProcess(&s.main, roleMain, ref, fd)
 	}
 	s.hold = append(s.hold, heldFD{heldMain, fd})
+	reach("main-pid.adopt")
 	if err := rewriteFile("main.pid", pidFileText(pid)); err != nil {
 		s.warn("%v", err)
 	}

@@ -524,6 +524,7 @@ func lockIsTaken(path string) bool {
 		return false
 	}
 	defer unix.Close(fd)
+	reach("lock.look")
 	return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
@@ -604,13 +605,17 @@ func listenAt(dir, name string) (*os.File, error) {
 		return nil, err
 	}
 	err = withSocketPath(dir, name, func(path string) error {
+		reach("socket.unlink")
 		_ = unix.Unlink(path)
+		reach("socket.bind")
 		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 			return err
 		}
+		reach("socket.mode")
 		return unix.Chmod(path, 0o600)
 	})
 	if err == nil {
+		reach("socket.listen")
 		err = unix.Listen(fd, 4096)
 	}
 	if err != nil {
