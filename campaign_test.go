@@ -137,12 +137,20 @@ func newCampaign(t *testing.T) *campaign {
 	c := &campaign{testHome: newTestHome(t), seed: seed, chance: rand.New(rand.NewPCG(seed, seed)), began: time.Now()}
 	for i := range n {
 		k := &subjectKinds[i%len(subjectKinds)]
-		s := &subject{kind: k, name: fmt.Sprintf("%s%d", k.name, i)}
-		s.file = filepath.Join(c.dir, s.name)
-		c.unit(s.name, "[service]\nLogMaxFiles = 100000\n"+strings.ReplaceAll(k.unit, "$FILE", s.file)+"\n")
-		c.subjects = append(c.subjects, s)
+		c.add(k, fmt.Sprintf("%s%d", k.name, i))
 	}
 	return c
+}
+
+// add makes a service under test.
+func (c *campaign) add(k *subjectKind, name string) {
+	s := &subject{kind: k, name: name, file: filepath.Join(c.dir, name)}
+	text := strings.ReplaceAll(k.unit, "$FILE", s.file)
+	if !strings.Contains(text, "LogMaxFiles") {
+		text = "LogMaxFiles = 100000\n" + text
+	}
+	c.unit(name, "[service]\n"+text+"\n")
+	c.subjects = append(c.subjects, s)
 }
 
 // ---- journal and verdict

@@ -44,7 +44,9 @@ func TestMain(m *testing.M) {
 	if !personality && os.Getenv(underInit) == "" && !fuzzWorker(os.Args) {
 		os.Exit(testInit())
 	}
-	if !personality {
+	if personality {
+		watchFailpoints()
+	} else {
 		os.Unsetenv(underInit)
 		for _, name := range []string{"DIAKONOS_HOME", "DIAKONOS_SERVICE_DIR", "DIAKONOS_SCOPE", "DIAKONOS_NO_AUTOSTART"} {
 			os.Unsetenv(name)
