@@ -29,7 +29,9 @@ import (
 // failpoint_test.go says what an effect is, finds those without a name, and hits each.
 var failpoint func(name string)
 
-// reach comes right before an effect.
+// reach comes right before an effect. Inlined, 150 of it would make the binary 9 KB larger, to save 1 ns beside a kernel call.
+//
+//go:noinline
 func reach(name string) {
 	if failpoint != nil {
 		failpoint(name)
