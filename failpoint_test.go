@@ -17,7 +17,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -382,11 +384,18 @@ func isText(sel *ast.SelectorExpr, call *ast.CallExpr) bool {
 
 // ---- a process with orders
 
-// Files beside the binary of a process that looks out for failpoints. No environment would do: a stage is started with none of ours.
+// ordersFile lies beside the binary of a process that looks out for failpoints. No environment would do: a stage is started with none of
+// ours. It is mapped, so that a process without descriptors, or as another user, sees it and can say what it came to:
+//
+//	0     text of the orders, lines `ROLE POINT NTH ACTION`, ends in NUL
+//	4096  for each order: how often it was looked at, who carried it out (PID) (uint32 each)
+//	8192  length of what follows (uint32), then lines `ROLE POINT`: all failpoints that were reached while there were orders
+const ordersFile = "failpoint.orders"
+
 const (
-	ordersFile = "failpoint.orders" // lines: ROLE POINT NTH ACTION
-	traceFile  = "failpoint.trace"  // lines: ROLE POINT of each failpoint that was reached, while there are orders
-	firedFile  = "failpoint.fired"  // lines: NUMBER PID of orders that were carried out; NUMBER counts lines of orders from 0
+	ordersBytes = 4096
+	traceAt     = 8192
+	watchBytes  = 16 << 20
 )
 
 // Roles of processes.
@@ -403,7 +412,7 @@ const (
 	actKill  = "kill"  // SIGKILL to itself
 	actStop  = "stop"  // SIGSTOP to itself
 	actAll   = "all"   // SIGKILL to daemon, shims and itself
-	actWatch = "watch" // nothing: all that is reached is noted
+	actWatch = "watch" // nothing
 )
 
 // failOrder tells a process what to do when it comes to a failpoint for the nth time; processes of a role count together.
@@ -417,20 +426,32 @@ func (o failOrder) String() string {
 	return fmt.Sprintf("%s %s %d %s", o.role, o.point, o.nth, o.action)
 }
 
-// failWatch is a process that looks out for failpoints.
+// failWatch is the file of orders, in who gives them and in who looks out for them.
 type failWatch struct {
-	dir  string // of its binary
-	role string
+	beside string // directory of the binary
+	m      []byte
+	role   string
 }
 
-// watchFailpoints sets the failpoint of this process, if there is a file for orders beside its binary.
+// openWatch maps the orders beside a binary.
+func openWatch(dir string) (*failWatch, error) {
+	f, err := os.OpenFile(filepath.Join(dir, ordersFile), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	m, err := unix.Mmap(int(f.Fd()), 0, watchBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	return &failWatch{beside: dir, m: m}, err
+}
+
+// watchFailpoints sets the failpoint of this process, if there are orders beside its binary.
 func watchFailpoints() {
 	exe, err := os.Executable()
 	if err != nil {
 		return // without /proc
 	}
-	w := failWatch{filepath.Dir(exe), processRole(os.Args)}
-	if _, err := os.Stat(w.file(ordersFile)); err == nil {
+	if w, err := openWatch(filepath.Dir(exe)); err == nil {
+		w.role = processRole(os.Args)
 		failpoint = w.reached
 	}
 }
@@ -453,23 +474,28 @@ func processRole(args []string) string {
 	return roleClient
 }
 
-func (w failWatch) file(name string) string { return filepath.Join(w.dir, name) }
+func (w *failWatch) word(at int) *atomic.Uint32 { return (*atomic.Uint32)(unsafe.Pointer(&w.m[at])) }
 
-// reached is the failpoint. It is called from any goroutine, and changes nothing but files.
-func (w failWatch) reached(point string) {
-	text, _ := os.ReadFile(w.file(ordersFile))
-	if len(text) == 0 {
-		return
+// looked counts how often an order was looked at, and pid is who carried it out, 0 = nobody.
+func (w *failWatch) looked(number int) *atomic.Uint32 { return w.word(ordersBytes + 8*number) }
+func (w *failWatch) pid(number int) *atomic.Uint32    { return w.word(ordersBytes + 8*number + 4) }
+
+// give replaces the orders; none end the watch.
+func (w *failWatch) give(orders ...failOrder) {
+	w.m[0] = 0
+	var text strings.Builder
+	for i, o := range orders {
+		fmt.Fprintln(&text, o)
+		w.looked(i).Store(0)
+		w.pid(i).Store(0)
 	}
-	w.append(traceFile, w.role+" "+point)
-	for i, o := range parseOrders(string(text)) {
-		if o.role == w.role && o.point == point && w.count(i) == o.nth {
-			w.act(i, o)
-		}
-	}
+	b := append([]byte(text.String()), 0)
+	copy(w.m[1:ordersBytes], b[1:])
+	w.m[0] = b[0]
 }
 
-func parseOrders(text string) (list []failOrder) {
+func (w *failWatch) orders() (list []failOrder) {
+	text := unix.ByteSliceToString(w.m[:ordersBytes])
 	for line := range strings.Lines(text) {
 		var o failOrder
 		if n, _ := fmt.Sscan(line, &o.role, &o.point, &o.nth, &o.action); n == 4 {
@@ -479,37 +505,28 @@ func parseOrders(text string) (list []failOrder) {
 	return list
 }
 
-// append adds a line to a file that the trial has made; a stage may have lost the right to make one.
-func (w failWatch) append(name, line string) {
-	fd, err := unix.Open(w.file(name), unix.O_WRONLY|unix.O_APPEND|unix.O_CLOEXEC, 0)
-	if err != nil {
+// reached is the failpoint. It is called from any goroutine.
+func (w *failWatch) reached(point string) {
+	orders := w.orders()
+	if len(orders) == 0 {
 		return
 	}
-	defer unix.Close(fd)
-	_, _ = unix.Write(fd, []byte(line+"\n"))
-}
-
-// countFile counts how often the order of this number was looked at.
-func countFile(i int) string { return "failpoint.count." + strconv.Itoa(i) }
-
-func (w failWatch) count(i int) int {
-	fd, err := unix.Open(w.file(countFile(i)), unix.O_RDWR|unix.O_APPEND|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0
+	line := w.role + " " + point + "\n"
+	if to := int(w.word(traceAt).Add(uint32(len(line)))); traceAt+4+to <= len(w.m) {
+		copy(w.m[traceAt+4+to-len(line):], line)
 	}
-	defer unix.Close(fd)
-	_ = unix.Flock(fd, unix.LOCK_EX)
-	_, _ = unix.Write(fd, []byte{'.'})
-	var st unix.Stat_t
-	_ = unix.Fstat(fd, &st)
-	return int(st.Size)
+	for i, o := range orders {
+		if o.role == w.role && o.point == point && int(w.looked(i).Add(1)) == o.nth {
+			w.act(i, o)
+		}
+	}
 }
 
-func (w failWatch) act(i int, o failOrder) {
+func (w *failWatch) act(number int, o failOrder) {
 	if o.action == actWatch {
 		return
 	}
-	w.append(firedFile, fmt.Sprintf("%d %d", i, os.Getpid()))
+	w.pid(number).Store(uint32(os.Getpid()))
 	switch o.action {
 	case actStop:
 		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
@@ -517,7 +534,7 @@ func (w failWatch) act(i int, o failOrder) {
 	case actAll:
 		for _, p := range readProcesses() {
 			exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid))
-			if p.pid == os.Getpid() || filepath.Dir(exe) != w.dir || p.command == "" {
+			if p.pid == os.Getpid() || filepath.Dir(exe) != w.beside || p.command == "" {
 				continue
 			}
 			switch processRole(strings.Fields(p.command)) {
@@ -528,4 +545,19 @@ func (w failWatch) act(i int, o failOrder) {
 	}
 	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 	select {}
+}
+
+// passage is a role that comes to a failpoint.
+type passage struct{ role, point string }
+
+// passages counts how often each role came to each failpoint.
+func (w *failWatch) passages() map[passage]int {
+	to := min(traceAt+4+int(w.word(traceAt).Load()), len(w.m))
+	count := map[passage]int{}
+	for line := range strings.Lines(string(w.m[traceAt+4 : to])) {
+		if role, point, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " "); ok {
+			count[passage{role, point}]++
+		}
+	}
+	return count
 }
