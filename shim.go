@@ -403,12 +403,16 @@ func (s *shim) probe() error {
 // adopt takes over what a predecessor left: its processes if they live, else what became of them.
 func (s *shim) adopt(h handover) (err error) {
 	s.notify.adopt(h.held[heldNotify])
-	if s.svc.Sub == dead && s.svc.Spawning == "" {
+	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
+	idle := s.svc.Sub == dead && s.svc.Spawning == ""
+	s.adopted = !idle || s.svc.Retire
+	if s.svc.Retire {
+		s.retire()
+	}
+	if idle {
 		s.quitting = !s.wishWaits() // else nothing would ever end us
 		return nil
 	}
-	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
-	s.adopted = true
 	ev := evAdopted{}
 	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
 		return err
@@ -1383,8 +1387,9 @@ func (s *shim) drain(e drain) {
 	}
 }
 
+// retire renames the FIFOs away if a process is left that may hold them. The record says so until it is done.
 func (s *shim) retire() {
-	if s.pump != nil && !s.treeIsEmpty() {
+	if s.svc.Retire = s.pump != nil && !s.treeIsEmpty(); s.svc.Retire {
 		s.retiring = true
 		s.pump.retire()
 	}
@@ -1423,7 +1428,7 @@ func (s *shim) onPump(n pumpNote) {
 	}
 	s.awaitChildren()
 	if n.Retired {
-		s.retiring = false
+		s.retiring, s.svc.Retire = false, false
 		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
 		if w := s.waiting; w != nil && s.watching == nil {
 			s.waiting = nil
