@@ -63,6 +63,7 @@ type shim struct {
 	waiting   *spawn       // main command that waits for leftovers to end
 	owed      *kill        // signal that waits for a stage to become the service
 	retiring  bool         // the pump is about to replace the FIFOs
+	strays    bool         // a stage that no record names may not have seen yet that the shim before us is dead
 	notify    notifySocket
 	hold      []heldFD // descriptors to travel with the next state frame
 	timer     *time.Timer
@@ -117,6 +118,7 @@ type (
 	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
 	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
 	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
+	msgGuard    struct{ waited *spawn }      // the guard is free
 	msgDrainEnd struct{ token uint64 }       // drain limit
 	msgHealed   struct {
 		err   error
@@ -421,6 +423,7 @@ func (s *shim) adopt(h handover) (err error) {
 		return err
 	}
 	ev.nothingRan = s.nothingRan(ev)
+	s.strays = ev.nothingRan && s.svc.Main.zero() && s.svc.Control.zero()
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:
 		ev.main = exitStatus{}
@@ -620,6 +623,11 @@ func (s *shim) handle(m any) {
 		if s.waiting == m.waited {
 			s.waiting, s.watching = nil, nil
 			s.feed(evBusy{m.waited.role, s.leftPIDs()})
+		}
+	case msgGuard:
+		if s.waiting == m.waited {
+			s.waiting = nil
+			s.spawn(*m.waited)
 		}
 	case msgDrainEnd:
 		if m.token == s.drains {

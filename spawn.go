@@ -73,6 +73,11 @@ func (s *shim) spawn(e spawn) {
 	}
 	files, err := s.openStageFiles(e.role)
 	defer files.close()
+	if errors.Is(err, unix.EAGAIN) && s.strays {
+		s.strays = false
+		s.spawnWhenFree(&e)
+		return
+	}
 	if errors.Is(err, unix.EAGAIN) {
 		s.feed(evBusy{e.role, s.leftPIDs()})
 		return
@@ -96,6 +101,22 @@ func (s *shim) spawn(e spawn) {
 		return // likewise
 	}
 	files.commit(order)
+}
+
+// spawnWhenFree lets a start wait for its guard, which a stage has that is about to end. That takes a thread for so long.
+func (s *shim) spawnWhenFree(e *spawn) {
+	s.waiting, s.watching = e, nil
+	time.AfterFunc(busyLimit, func() { s.inbox <- msgBusy{e} })
+	go func() {
+		for _, name := range []string{"out", "err"} {
+			if fd, err := openRetry(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, 0); err == nil {
+				reach("spawn.await-guard")
+				_ = waitByte(fd, guardMain)
+				unix.Close(fd)
+			}
+		}
+		s.inbox <- msgGuard{e}
+	}()
 }
 
 // starts: the present step is the first command of ExecStart, which must never run beside another run of the service.
