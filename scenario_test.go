@@ -26,7 +26,7 @@ func kindOf(name string) subjectKind {
 }
 
 // orphaned has a process beside its main process whose parent is gone.
-const orphaned = `ExecStart = [["sh", "-c", "($SVC -mark $FILE.mark &); exec $SVC -lock $FILE.lock"]]`
+const orphaned = `ExecStart = [["sh", "-c", "($SVC -mark $FILE-orphan &); exec $SVC -lock $FILE.lock"]]`
 
 // Kinds of service that the kill campaign has no need of.
 var (
@@ -74,6 +74,7 @@ func scenarios() []*scenario {
 				r.startAll()
 				r.written("chatty", 20)
 			}},
+		{name: "a service that is to run for ever", kinds: []subjectKind{againKind}, do: (*trial).startAll},
 		{name: "many at once", kinds: []subjectKind{chatty, notify, simple, hooksKind},
 			do: func(r *trial) {
 				r.try("start", "chatty", "notify", "simple", "hooks")
@@ -205,15 +206,22 @@ func scenarios() []*scenario {
 			do: (*trial).foreground},
 		{name: "leftovers", kinds: []subjectKind{leavingKind}, before: (*trial).startAll,
 			do: func(r *trial) {
+				leaves := func(n int) {
+					r.until("each run leaves a process", func() bool { return len(r.orphans("leaving")) >= n })
+				}
+				leaves(1)
 				r.order("restart", "leaving")
-				r.killMarked("leaving")
+				leaves(2)
+				r.order("stop", "leaving")
+				r.order("start", "leaving")
+				leaves(3)
 				r.until("the old FIFOs are given up", func() bool {
-					r.killMarked("leaving")
+					r.killOrphans("leaving")
 					old, _ := filepath.Glob(filepath.Join(r.home, "run/leaving/*"+retiredMark+"*"))
 					return len(old) == 0
 				})
 			},
-			after: func(r *trial) { r.killMarked("leaving") }},
+			after: func(r *trial) { r.killOrphans("leaving") }},
 		{name: "FIFOs and pump are replaced", kinds: []subjectKind{lossyKind},
 			before: func(r *trial) {
 				r.startAll()
@@ -332,6 +340,17 @@ func scenarios() []*scenario {
 				}
 				r.granted(a)
 			}},
+		{name: "a shim dies before its stage has begun", kinds: []subjectKind{chatty}, blind: true,
+			orders: []failOrder{{roleStage, "stage.wait", 1, actStop}, {roleShim, "main-pid.write", 1, actKill}},
+			do: func(r *trial) {
+				a := r.ask(r.subject("chatty"), "start")
+				r.until("the stage is stopped, its shim dead", func() bool { return r.fired(1) != 0 && r.fired(2) != 0 || r.fired(0) != 0 })
+				r.until("the next shim waits for the guard", func() bool { return r.reachedOrFired(roleShim, "spawn.await-guard") })
+				if stage := r.fired(1); stage != 0 {
+					syscall.Kill(stage, syscall.SIGCONT)
+				}
+				r.granted(a)
+			}},
 		{name: "a shim dies before the commit", kinds: []subjectKind{chatty}, blind: true,
 			orders: []failOrder{{roleShim, "stage.commit", 1, actKill}},
 			do:     (*trial).startAll},
@@ -400,9 +419,18 @@ func (r *trial) spoilLog(text []byte) {
 	r.must(err)
 }
 
-// killMarked ends the processes that a service leaves behind on purpose.
-func (r *trial) killMarked(name string) {
-	for _, p := range markedProcesses(r.subject(name).file + ".mark") {
+// orphans are what a service of that kind leaves behind.
+func (r *trial) orphans(name string) (list []seenProcess) {
+	for _, p := range readProcesses() {
+		if isNamed(p, filepath.Base(r.svc)) && strings.HasSuffix(p.command, "-mark "+r.subject(name).file+"-orphan") {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+func (r *trial) killOrphans(name string) {
+	for _, p := range r.orphans(name) {
 		syscall.Kill(p.pid, syscall.SIGKILL)
 	}
 }
