@@ -407,7 +407,7 @@ const (
 	roleHelper = "helper"
 )
 
-// Actions at a failpoint.
+// Actions at a failpoint; sabotages are others, which are taken each time.
 const (
 	actKill  = "kill"  // SIGKILL to itself
 	actStop  = "stop"  // SIGSTOP to itself
@@ -516,7 +516,11 @@ func (w *failWatch) reached(point string) {
 		copy(w.m[traceAt+4+to-len(line):], line)
 	}
 	for i, o := range orders {
-		if o.role == w.role && o.point == point && int(w.looked(i).Add(1)) == o.nth {
+		switch {
+		case o.role != w.role || o.point != point:
+		case sabotages[o.action] != nil:
+			sabotages[o.action]()
+		case int(w.looked(i).Add(1)) == o.nth:
 			w.act(i, o)
 		}
 	}

@@ -124,6 +124,7 @@ func scenarios() []*scenario {
 				r.awaitShims(struck{})
 			}},
 		{name: "an end that only the daemon sees", kinds: []subjectKind{againKind}, before: (*trial).startAll, blind: true,
+			only:   []string{"hand-over.exit"},
 			orders: []failOrder{{roleShim, "shim.pid", 1, actKill}}, // so that the daemon has reaped the main process when the next one comes
 			do: func(r *trial) {
 				r.signal(syscall.SIGSTOP, "@daemon")
@@ -329,7 +330,7 @@ func scenarios() []*scenario {
 				r.logGrows("flood")
 			}},
 		{name: "a shim dies before a stage is ready", kinds: []subjectKind{chatty}, blind: true,
-			orders: []failOrder{{roleStage, "stage.step", 1, actStop}},
+			only: []string{"main-pid.await-lock"}, orders: []failOrder{{roleStage, "stage.step", 1, actStop}},
 			do: func(r *trial) {
 				a := r.ask(r.subject("chatty"), "start")
 				r.until("the stage is stopped", func() bool { return r.fired(1) != 0 || r.fired(0) != 0 })
@@ -341,7 +342,7 @@ func scenarios() []*scenario {
 				r.granted(a)
 			}},
 		{name: "a shim dies before its stage has begun", kinds: []subjectKind{chatty}, blind: true,
-			orders: []failOrder{{roleStage, "stage.wait", 1, actStop}, {roleShim, "main-pid.write", 1, actKill}},
+			only: []string{"spawn.await-guard"}, orders: []failOrder{{roleStage, "stage.wait", 1, actStop}, {roleShim, "main-pid.write", 1, actKill}},
 			do: func(r *trial) {
 				a := r.ask(r.subject("chatty"), "start")
 				r.until("the stage is stopped, its shim dead", func() bool { return r.fired(1) != 0 && r.fired(2) != 0 || r.fired(0) != 0 })
@@ -352,14 +353,16 @@ func scenarios() []*scenario {
 				r.granted(a)
 			}},
 		{name: "a shim dies before the commit", kinds: []subjectKind{chatty}, blind: true,
-			orders: []failOrder{{roleShim, "stage.commit", 1, actKill}},
-			do:     (*trial).startAll},
-		{name: "a shim dies within an intent", kinds: []subjectKind{chatty}, orders: []failOrder{{roleShim, "pump.consume", 3, actKill}},
+			only: []string{"stage.void"}, orders: []failOrder{{roleShim, "stage.commit", 1, actKill}},
+			do: (*trial).startAll},
+		{name: "a shim dies within an intent", kinds: []subjectKind{chatty},
+			only: []string{"pump.consume-rest"}, orders: []failOrder{{roleShim, "pump.consume", 3, actKill}},
 			do: func(r *trial) {
 				r.startAll()
 				r.written("chatty", 50)
 			}},
 		{name: "a dead shim's lock is held", kinds: []subjectKind{chatty}, before: (*trial).startAll, blind: true,
+			only: []string{"shim.await-lock"},
 			do: func(r *trial) {
 				r.signal(syscall.SIGSTOP, "@daemon")
 				r.signal(syscall.SIGKILL, "shim:chatty")

@@ -37,6 +37,7 @@ type scenario struct {
 	needs  []string // of machineHas
 	kinds  []subjectKind
 	orders []failOrder  // that belong to it
+	only   []string     // failpoints that it is there for; nil = all that it comes to
 	user   string       // who gives the commands; "" = who runs the tests
 	deep   bool         // the path of the home is longer than a socket's may be
 	before func(*trial) // without orders
@@ -67,7 +68,7 @@ func newTrial(t *testing.T, sc *scenario, seed uint64) *trial {
 		h.must(os.Mkdir(filepath.Dir(h.home), 0o755))
 	}
 	r := &trial{failWatch: w, scenario: sc}
-	r.campaign = &campaign{testHome: h, seed: seed, chance: rand.New(rand.NewPCG(seed, seed)), began: time.Now()}
+	r.campaign = campaignOf(h, seed)
 	for i := range sc.kinds {
 		r.add(&sc.kinds[i], sc.kinds[i].name)
 	}
@@ -313,11 +314,14 @@ func (r *trial) run(o failOrder) (fired bool) {
 	r.arm(o)
 	done := make(chan struct{})
 	var helped sync.WaitGroup
-	if o.action == actStop {
-		helped.Go(func() { r.awaken(o, done) })
+	if o.action == actStop || o.action == actAll {
+		helped.Go(func() { r.help(o, done) })
 	}
 	sc.do(r)
 	fired = r.fired(0) != 0
+	if fired && o.action != actStop {
+		r.until("the process with orders is dead", func() bool { _, lives := readProcess(r.fired(0)); return !lives })
+	}
 	if r.again > 0 && (o.action == actWatch || o.action == actKill && (o.role == roleShim || o.role == roleHelper)) {
 		r.fault("a command failed though neither client nor daemon was killed")
 	}
@@ -339,27 +343,41 @@ func (r *trial) run(o failOrder) (fired bool) {
 	return fired
 }
 
-// awaken kills those whom a stopped process works with, waits until they are replaced, and lets it go on with what it knew before.
-func (r *trial) awaken(o failOrder, done chan struct{}) {
-	for r.fired(0) == 0 {
+// help goes on when an order has been carried out: where daemon and shims are dead, a command starts a daemon; those whom a stopped
+// process works with are killed and replaced, before it goes on with what it knew before.
+func (r *trial) help(o failOrder, done chan struct{}) {
+	over := func() bool {
 		select {
 		case <-done:
-			return
-		case <-time.After(2 * time.Millisecond):
+			return true
+		default:
+			return false
 		}
 	}
+	until := func(ok func() bool) {
+		for !ok() && !over() {
+			time.Sleep(2 * time.Millisecond)
+		}
+	}
+	until(func() bool { return r.fired(0) != 0 })
+	if o.action == actAll {
+		until(func() bool { _, lives := readProcess(r.fired(0)); return !lives })
+		until(func() bool { return r.command("list").Run() == nil })
+		return
+	}
 	pid := r.fired(0)
-	eventually(testPatience, func() bool { st, err := readStat(pid); return err != nil || st.state == 'T' })
+	until(func() bool { st, err := readStat(pid); return err != nil || st.state == 'T' })
 	who := "@daemon"
-	if o.role == roleDaemon && len(r.subjects) > 0 {
+	if o.role == roleDaemon {
 		who = "shim:" + r.subjects[0].name
 	}
 	if p, err := find(r.home, who); err == nil && p.pid != pid {
 		syscall.Kill(p.pid, syscall.SIGKILL)
-		eventually(testPatience, func() bool { return isGone(p) })
 		eventually(time.Second, func() bool { q, err := find(r.home, who); return err == nil && q.pid != p.pid }) // where somebody replaces it
 	}
-	syscall.Kill(pid, syscall.SIGCONT)
+	until(func() bool { // a scenario that stops it too may have come between
+		return pid == 0 || syscall.Kill(pid, syscall.SIGCONT) != nil
+	})
 }
 
 // ---- all failpoints
@@ -446,6 +464,9 @@ type spot struct {
 // spotsOf lists where a failpoint can be hit: first in the processes that outlive a command.
 func spotsOf(all []passed, point string) (list []spot) {
 	for _, p := range all {
+		if only := p.scenario.only; only != nil && !slices.Contains(only, point) {
+			continue
+		}
 		for _, at := range slices.SortedFunc(maps.Keys(p.count), func(a, b passage) int { return cmp.Compare(a.role, b.role) }) {
 			if at.point == point {
 				if only := onlyIn[at]; only == "" || only == p.scenario.name {
