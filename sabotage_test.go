@@ -70,22 +70,23 @@ func dieOfForgetting() {
 	}
 }
 
-// consumeFirst takes the bytes of an intent out of the FIFO before they are in the log.
+// consumeFirst takes the bytes of an intent out of the FIFO before anything tells of it, and once dies then.
 func consumeFirst() {
 	m, err := os.ReadFile("pump")
 	if err != nil || len(m) < pumpFileSize {
 		return
 	}
 	in, err := getIntent(m)
-	if err != nil {
+	if err != nil || in.text == 0 || os.Mkdir("../consumed", 0o700) != nil {
 		return
 	}
 	fd, err := unix.Open(fifoNames[in.stream], unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
 	_, _ = unix.Read(fd, make([]byte, in.n))
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	select {}
 }
 
 // dropDedup makes a successor believe that nothing of an intent was consumed: want and area agree nowhere.
@@ -142,19 +143,20 @@ func TestSabotageIsSeen(t *testing.T) {
 			scenario{kinds: []subjectKind{kindOf("simple")}, do: (*trial).startAll},
 			"simple"},
 		{"consume before the append",
-			[]failOrder{{roleShim, "pump.append", 0, "consume-first"}},
-			scenario{kinds: []subjectKind{rotatedKind}, do: func(r *trial) {
+			[]failOrder{{roleShim, "pump.phase1", 0, "consume-first"}},
+			scenario{kinds: []subjectKind{kindOf("chatty")}, do: func(r *trial) {
 				r.startAll()
-				r.written("rotated", 1000)
+				r.written("chatty", 50)
 			}},
-			"log of rotated"},
+			"log of chatty"},
 		{"drop the dedup",
 			[]failOrder{{roleShim, "pump.create", 0, "drop-the-dedup"}},
 			scenario{kinds: []subjectKind{{name: "equal", lines: true, same: sameLine,
 				unit: `ExecStart = [["$SVC", "-lock", "$FILE.lock", "-seq", "$FILE.seq", "-same", "` + sameLine + `", "-seq-every", "1ms", "-seq-burst", "50", "-term-code", "0"]]`}},
-				orders: []failOrder{{roleShim, "pump.begin-line", 20, actKill}},
+				orders: []failOrder{{roleShim, "pump.begin-line", 2, actKill}},
 				do: func(r *trial) {
 					r.startAll()
+					r.until("the shim is killed", func() bool { return r.fired(len(r.scenario.orders)) != 0 })
 					r.written("equal", 5000)
 				}},
 			"log of equal"},
