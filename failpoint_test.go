@@ -56,6 +56,7 @@ var noEffects = map[string]string{
 	"shim.announce conn.send 2":      "in place of the first, which was refused whole",
 	"conn.sendLine .Write":           "of a RawConn: it runs what it is given",
 	"setOOMScore unix.Write":         "changes the process alone",
+	"setProcessName unix.Write":      "likewise",
 	"pump.readScratch sysRead":       "reads a pipe of the process's own",
 	"shim.notifyPath io.WriteString": "into a hash",
 	"realKernel sysWrite":            "not called here",

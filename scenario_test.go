@@ -55,11 +55,25 @@ User = "nobody"
 ExecStart = "$SVC -lock $FILE.lock -ready-after 5ms -notify READY=1"`}
 	insideKind = subjectKind{name: "inside", unit: `Environment = ["DIAKONOS_HOME=$HOME"]
 ExecStart = [["sh", "-c", "(while ! test -e $FILE.go; do :; done; until $BIN/diakonos list >$FILE.out 2>&1; do :; done; echo asked >$FILE.asked) & exec $SVC -lock $FILE.lock"]]`}
+	renewedKind = subjectKind{name: "renewed", unit: `Type = "forking"
+PIDFile = "$FILE.pid"
+ExecStart = [["sh", "-c", "sh $FILE.sh & until [ -e $FILE.pid ]; do sleep 0.01; done"]]`}
 	// Of these the log may lack lines: its disk or its descriptors give out.
 	lossyKind = subjectKind{name: "lossy", unit: `ExecStart = "$SVC -lock $FILE.lock -seq $FILE.seq -seq-every 4ms"`}
 	floodKind = subjectKind{name: "flood", unit: `ExecStart = "$SVC -lock $FILE.lock -seq $FILE.seq -seq-every 1ms -seq-burst 200"`}
 	lateKind  = subjectKind{name: "late", unit: `ExecStart = "$SVC -lock $FILE.lock -wait-file $FILE.go -seq $FILE.seq -seq-every 4ms"`}
 )
+
+// renewedScript is the main process of renewedKind, and the one that comes in its place, which is the first to take the lock.
+const renewedScript = `echo $$ >$FILE.new && mv $FILE.new $FILE.pid
+if [ -e $FILE.second ]; then
+	while kill -0 $1; do sleep 0.01; done
+	exec $SVC -lock $FILE.lock
+fi
+until [ -e $FILE.second ]; do sleep 0.01; done
+sh $FILE.sh $$ &
+until [ "$(cat $FILE.pid)" = $! ]; do sleep 0.01; done
+`
 
 // scenarios are made anew for each run of the tests.
 func scenarios() []*scenario {
@@ -80,14 +94,14 @@ func scenarios() []*scenario {
 				r.try("start", "chatty", "notify", "simple", "hooks")
 				r.upAll()
 			}},
-		{name: "stop", kinds: []subjectKind{chatty, notify, tree, mixedKind, hooksKind, orphanedKind},
+		{name: "stop", kinds: []subjectKind{chatty, notify, tree, forking, mixedKind, hooksKind, orphanedKind},
 			before: func(r *trial) {
 				r.startAll()
 				if cgroup, _ := r.status("chatty")["cgroup"].(string); cgroup != "" {
 					r.must(os.Mkdir(cgroup+"/below", 0o755))
 				}
 			},
-			do: func(r *trial) { r.order("stop", "chatty", "notify", "tree", "mixed", "hooks", "orphaned") }},
+			do: func(r *trial) { r.order("stop", "chatty", "notify", "tree", "forking", "mixed", "hooks", "orphaned") }},
 		{name: "restart", kinds: []subjectKind{chatty, tree, hooksKind, largeKind}, before: (*trial).startAll,
 			do: func(r *trial) { r.order("restart", "chatty", "tree", "hooks", "large") }},
 		{name: "reload", kinds: []subjectKind{chatty, hooksKind}, before: (*trial).startAll,
@@ -157,6 +171,18 @@ func scenarios() []*scenario {
 			do: func(r *trial) {
 				r.signal(syscall.SIGTERM, "@daemon")
 				r.try("list")
+			}},
+		{name: "a service replaces its main process", kinds: []subjectKind{renewedKind},
+			before: func(r *trial) {
+				s := r.subject("renewed")
+				text := strings.NewReplacer("$FILE", s.file, "$SVC", r.svc).Replace(renewedScript)
+				r.must(os.WriteFile(s.file+".sh", []byte(text), 0o644))
+				r.order("start", "renewed")
+			},
+			do: func(r *trial) {
+				s := r.subject("renewed")
+				r.must(os.WriteFile(s.file+".second", nil, 0o644))
+				r.until("the second one runs", func() bool { return lives(r.instances(s)) })
 			}},
 		{name: "enable, fail, forget", kinds: []subjectKind{chatty},
 			before: func(r *trial) {

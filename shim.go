@@ -685,6 +685,7 @@ func (s *shim) carry(effects []effect) {
 		case drain:
 			s.drain(e)
 		case removePIDFile:
+			reach("pid-file.remove")
 			_ = unix.Unlink(e.path) // a service that ends in good order has removed it
 		case retire:
 			s.retire()
@@ -1086,6 +1087,7 @@ func (s *shim) roleOf(pid int) role {
 // endedChild: step, record, reap, and only then act.
 func (s *shim) endedChild(r role, c waitedChild) {
 	if r == roleMain && s.hasSuccessor() {
+		reach("reap.replaced")
 		reapChild(c.pid)
 		return
 	}
