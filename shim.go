@@ -419,6 +419,9 @@ func (s *shim) adopt(h handover) (err error) {
 	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
 		return err
 	}
+	if ev.main != (exitStatus{}) && s.hasSuccessor() {
+		ev.main = exitStatus{}
+	}
 	if ev.control, err = s.takeOver(&s.control, roleControl, s.svc.Control, h); err != nil {
 		return err
 	}

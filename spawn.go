@@ -711,7 +711,7 @@ func (s *shim) hasSuccessor() bool {
 		return false
 	}
 	pid := s.readPIDFile(u.PIDFile)
-	if pid == 0 || pid == s.main.ref.PID {
+	if pid == 0 || pid == s.svc.Main.PID {
 		return false
 	}
 	ref := s.adoptMain(pid, "PIDFile")
