@@ -154,6 +154,12 @@ func (r *trial) arm(o failOrder) {
 // fired is the process that has carried out an order; 0 = none yet.
 func (r *trial) fired(number int) int { return int(r.pid(number).Load()) }
 
+// stands: the process that has carried out an order to stop stands still.
+func (r *trial) stands(number int) bool {
+	st, err := readStat(r.fired(number))
+	return err == nil && st.state == 'T'
+}
+
 // reachedOrFired tells whether a role has come to a failpoint since the orders came, or this trial's order was carried out.
 func (r *trial) reachedOrFired(role, point string) bool {
 	return r.passages()[passage{role, point}] > 0 || r.fired(0) != 0
