@@ -29,7 +29,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var failpointRounds = flag.Int("failpoint-rounds", 0, "kills and stops at each failpoint in TestFailpoints; 0 = one kill each. -seed repeats the spots")
+var (
+	failpointRounds = flag.Int("failpoint-rounds", 0, "kills and stops at each failpoint in TestFailpoints; 0 = one kill each. -seed repeats the choices")
+	failpointOne    = flag.String("failpoint", "", "the one failpoint of TestFailpoints; empty = all")
+)
 
 // scenario is what is done while a process has orders.
 type scenario struct {
@@ -501,6 +504,9 @@ func (p plan) name() string { return p.point }
 
 func plans(all []passed, points []string, rounds int, seed uint64) (list []plan) {
 	for _, point := range points {
+		if *failpointOne != "" && *failpointOne != point {
+			continue
+		}
 		if spots := spotsOf(all, point); len(spots) > 0 {
 			list = append(list, plan{point, spots, rounds, seed})
 		}
