@@ -196,7 +196,9 @@ func scenarios() []*scenario {
 			before: func(r *trial) {
 				r.unit("bad", "[service]\nWorkingDirectory = \"/nowhere\"\nExecStart = \"$SVC\"\n")
 				r.unit("dependent", "[unit]\nRequires = [\"bad\"]\nAfter = [\"bad\"]\n[service]\nExecStart = \"$SVC\"\n")
+				r.unit("once", "[service]\nType = \"oneshot\"\nExecStart = \"$SVC -print x -exit-after 0s\"\n")
 				r.startAll()
+				r.diakonos("start", "once")
 			},
 			do: (*trial).enableAndForget},
 		{name: "another user", needs: []string{"user"}, kinds: []subjectKind{userKind},
@@ -438,9 +440,9 @@ func (r *trial) enableAndForget() {
 		return list["bad"].ActiveState == "failed" && list["bad"].ShimPID == 0
 	})
 	r.try("reset-failed", "bad")
-	r.until("bad is forgotten", func() bool {
-		r.may("forget", "bad")
-		return !exists(filepath.Join(r.home, "run/bad")) && !exists(filepath.Join(r.home, "log/bad"))
+	r.until("all is forgotten", func() bool {
+		r.may("forget", "once")
+		return !exists(filepath.Join(r.home, "run/once")) && !exists(filepath.Join(r.home, "log/once"))
 	})
 }
 
