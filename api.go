@@ -83,7 +83,9 @@ func (m *manager) turnAway(l *os.File) error {
 	f, err := acceptFrom(l)
 	if err == nil {
 		c := newConn(f)
+		reach("client.turn-away")
 		_ = c.sendJSON(reply{Proto: protocolVersion, Build: version})
+		reach("client.tell-why")
 		_ = c.sendJSON(reply{Done: &outcome{Code: exitFailed, Error: "the daemon has no file descriptor left; raise its limit (ulimit -n)"}})
 		c.close()
 	}
@@ -97,6 +99,7 @@ func (m *manager) serve(f *os.File) {
 	m.inbox <- msgClient{c}
 	go func() {
 		for b := range c.out {
+			reach("client.reply")
 			if _, err := f.Write(b); err != nil {
 				_ = f.SetDeadline(time.Unix(1, 0)) // the reader ends
 				for range c.out {
@@ -549,6 +552,7 @@ func (m *manager) checkKill() {
 	}
 	if code == exitOK {
 		m.home.tidy()
+		reach("cgroup.remove-base")
 		_ = unix.Rmdir(m.cgroupBase)
 	}
 	m.done(m.killer.c, code, text)
@@ -610,6 +614,7 @@ func (m *manager) enable(name string, r request) *refusal {
 		return refused
 	}
 	path := m.home.enabledFile(name)
+	reach("enabled.write")
 	err := replaceFile(path, []byte(unitPath(r.ServiceDir, name)+"\n"))
 	if err == nil {
 		err = syncFile(path)
@@ -622,6 +627,7 @@ func (m *manager) enable(name string, r request) *refusal {
 
 // disable is success too for a unit that is not enabled.
 func (m *manager) disable(name string, r request) *refusal {
+	reach("enabled.remove")
 	err := os.Remove(m.home.enabledFile(name))
 	switch {
 	case err == nil:
@@ -666,6 +672,7 @@ func (m *manager) resetFailed(name string, r request) *refusal {
 		s := newService(e.unit, e.record)
 		s.step(instant{wall: time.Now().UnixNano()}, evReset{})
 		e.record = s.runRecord
+		reach("state.reset")
 		if err := writeRecord(m.home.stateFile(name), &e.record); err != nil {
 			return refusalOf(err)
 		}
@@ -712,7 +719,12 @@ func (m *manager) forget(name string, r request) *refusal {
 	if why != "" {
 		return &refusal{code: exitFailed, text: fmt.Sprintf("cannot forget %q: %s", name, why)}
 	}
-	if err := errors.Join(os.RemoveAll(m.home.runDir(name)), os.RemoveAll(m.home.logDir(name))); err != nil {
+	reach("forget.log")
+	if err := os.RemoveAll(m.home.logDir(name)); err != nil {
+		return refusalOf(err)
+	}
+	reach("forget.run") // last: as long as it is there, the unit is known and can be forgotten again
+	if err := os.RemoveAll(m.home.runDir(name)); err != nil {
 		return refusalOf(err)
 	}
 	e.letGo()
@@ -779,6 +791,7 @@ func killAlone(h home, report func(jobLine)) error {
 	}()
 	defer func() { <-ended }()
 	m.serve(os.NewFile(uintptr(theirs), "client")) // it posts to the loop, whose inbox the shims may have filled
+	reach("kill.ask")
 	if err := c.sendJSON(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
 		return err
 	}

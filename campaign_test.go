@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -102,6 +103,10 @@ type campaign struct {
 	journal  []string
 	began    time.Time
 	faults   int
+	hidden   []string      // faults that are expected: they fail no test
+	expects  bool          // faults are expected
+	patience time.Duration // for what must come to pass in the end; 0 = campaignPatience
+	stranger *stranger
 
 	strikes, daemons, shims, stages, helpers, frozen, commands, again, heals, lines int
 	attach                                                                          []time.Duration
@@ -134,15 +139,27 @@ func newCampaign(t *testing.T) *campaign {
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
-	c := &campaign{testHome: newTestHome(t), seed: seed, chance: rand.New(rand.NewPCG(seed, seed)), began: time.Now()}
+	c := campaignOf(newTestHome(t), seed)
 	for i := range n {
 		k := &subjectKinds[i%len(subjectKinds)]
-		s := &subject{kind: k, name: fmt.Sprintf("%s%d", k.name, i)}
-		s.file = filepath.Join(c.dir, s.name)
-		c.unit(s.name, "[service]\nLogMaxFiles = 100000\n"+strings.ReplaceAll(k.unit, "$FILE", s.file)+"\n")
-		c.subjects = append(c.subjects, s)
+		c.add(k, fmt.Sprintf("%s%d", k.name, i))
 	}
 	return c
+}
+
+func campaignOf(h *testHome, seed uint64) *campaign {
+	return &campaign{testHome: h, seed: seed, chance: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), stranger: newStranger(h.t)}
+}
+
+// add makes a service under test.
+func (c *campaign) add(k *subjectKind, name string) {
+	s := &subject{kind: k, name: name, file: filepath.Join(c.dir, name)}
+	text := strings.ReplaceAll(k.unit, "$FILE", s.file)
+	if !strings.Contains(text, "LogMaxFiles") {
+		text = "LogMaxFiles = 100000\n" + text
+	}
+	c.unit(name, "[service]\n"+text+"\n")
+	c.subjects = append(c.subjects, s)
 }
 
 // ---- journal and verdict
@@ -155,6 +172,10 @@ func (c *campaign) fault(format string, args ...any) {
 	c.t.Helper()
 	c.faults++
 	c.note("FAULT: "+format, args...)
+	if c.expects {
+		c.hidden = append(c.hidden, fmt.Sprintf(format, args...))
+		return
+	}
 	c.t.Errorf("seed %d, after %d kills: %s", c.seed, c.strikes, fmt.Sprintf(format, args...))
 }
 
@@ -545,7 +566,7 @@ func isNamed(p seenProcess, name string) bool {
 func (c *campaign) await(what string, ok func() string) {
 	c.t.Helper()
 	var missing string
-	if !eventually(campaignPatience, func() bool { missing = ok(); return missing == "" }) {
+	if !eventually(cmp.Or(c.patience, campaignPatience), func() bool { missing = ok(); return missing == "" }) {
 		c.fault("%s: %s", what, missing)
 	}
 }
@@ -728,6 +749,54 @@ func (c *campaign) check() {
 	if found := daemonsOf(c.dir); len(found) != 1 {
 		c.fault("got daemons %v, want one", found)
 	}
+	if fault := c.stranger.fault(); fault != "" {
+		c.fault("a stranger %s", fault)
+	}
+}
+
+// stranger is a process that is nobody's service: it must get no signal from us.
+type stranger struct {
+	cmd  *exec.Cmd
+	file string // names of the signals that it got
+}
+
+func newStranger(t *testing.T) *stranger {
+	t.Helper()
+	svc, err := exec.LookPath("svc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stranger{file: filepath.Join(t.TempDir(), "signals")}
+	s.cmd = exec.Command(svc, "-trap", s.file, "-print", "ready")
+	s.cmd.Dir = "/"
+	out, err := s.cmd.StdoutPipe()
+	if err == nil {
+		err = s.cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	t.Cleanup(func() { s.cmd.Process.Kill(); <-ended })
+	if _, err := out.Read(make([]byte, 16)); err != nil { // its handlers stand
+		t.Error(err)
+	}
+	go func() { s.cmd.Wait(); close(ended) }() // no zombie is left of it
+	return s
+}
+
+func (s *stranger) fault() string {
+	text, _ := os.ReadFile(s.file)
+	p, alive := readProcess(s.cmd.Process.Pid)
+	switch {
+	case len(text) > 0:
+		return "got " + strings.Join(strings.Fields(string(text)), " ")
+	case !alive:
+		return fmt.Sprintf("(process %d) is dead", s.cmd.Process.Pid)
+	case !isNamed(p, "svc"):
+		return "is another process: " + p.String()
+	}
+	return ""
 }
 
 // ---- logs
@@ -883,6 +952,9 @@ func (c *campaign) finish() {
 	for _, p := range (&scriptState{work: c.dir, home: c.home}).leftovers() {
 		c.fault("after kill there is %s", p)
 	}
+	if fault := c.stranger.fault(); fault != "" {
+		c.fault("a stranger %s", fault)
+	}
 	for _, s := range c.subjects {
 		if fault := instanceFault(c.instances(s)); fault != "" {
 			c.fault("%s %s", s.name, fault)
@@ -897,6 +969,22 @@ func (c *campaign) finish() {
 }
 
 // ---- the observers see faults
+
+func TestStrangerObserver(t *testing.T) {
+	for _, sig := range []syscall.Signal{0, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGKILL} {
+		s := newStranger(t)
+		if fault := s.fault(); fault != "" {
+			t.Errorf("before any signal: got %q", fault)
+		}
+		s.cmd.Process.Signal(sig)
+		if sig == 0 {
+			continue
+		}
+		if !eventually(testPatience, func() bool { return s.fault() != "" }) {
+			t.Errorf("%v is not seen", sig)
+		}
+	}
+}
 
 func TestCampaignLogObserver(t *testing.T) {
 	for _, c := range []struct {

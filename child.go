@@ -27,9 +27,11 @@ const exitNeverRan = 199
 
 // stageMain never returns to the caller in good order: it becomes the service or exits.
 func stageMain() int {
+	reach("stage.wait")
 	order, ok := readOrder()
 	if !ok {
 		// End of file: the shim died or thought better of it. The empty main.pid and the status tell a successor that nothing ran.
+		reach("stage.void")
 		_ = unix.Ftruncate(pidFileFD, 0)
 		return exitNeverRan
 	}
@@ -41,6 +43,7 @@ func stageMain() int {
 		runtime.LockOSThread() // credentials belong to the thread, and execve keeps this one's; the lock costs a start one more thread
 	}
 	f := becomeService(order)
+	reach("stage.fail")
 	_, _ = unix.Write(reportFD, []byte(encodeStageFailure(f)))
 	return f.Stage.exitCode()
 }
@@ -84,12 +87,15 @@ func becomeService(o stageOrder) stageFailure {
 		{stageUser, setUser}, {stageChdir, enterDirectory},
 	}
 	for _, s := range steps {
+		reach("stage.step")
 		if err := s.take(o); err != nil {
 			return stageFailure{s.stage, int(errnoOf(err))}
 		}
 	}
 	unix.Umask(o.UMask)
+	reach("stage.report")
 	_, _ = unix.Write(reportFD, []byte(stageReportExec)) // before SIGPIPE has its default action: the shim may be dead
+	reach("stage.exec")
 	resetSignals()
 	err := syscall.Exec(o.Path, o.Argv, o.Env) // also gives NOFILE its original soft limit back
 	return stageFailure{stageExec, int(errnoOf(err))}
@@ -116,6 +122,7 @@ func joinCgroup(o stageOrder) error {
 		return err
 	}
 	defer unix.Close(fd)
+	reach("stage.join-cgroup")
 	_, err = unix.Write(fd, []byte("0"))
 	return err
 }

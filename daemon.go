@@ -204,6 +204,7 @@ func readyReporter(mode string) reporter {
 
 func (r reporter) ok() {
 	if r.pipe != nil {
+		reach("daemon.ready")
 		_, _ = io.WriteString(r.pipe, "ok\n") // the starter may have been killed
 		r.pipe.Close()
 	}
@@ -213,6 +214,7 @@ func (r reporter) ok() {
 func (r reporter) fail(err error) int {
 	fmt.Fprintf(os.Stderr, "diakonosd: %s\n", visible(err.Error()))
 	if r.pipe != nil {
+		reach("daemon.fail")
 		_, _ = fmt.Fprintf(r.pipe, "%v\n", err)
 		r.pipe.Close()
 	}
@@ -252,6 +254,7 @@ func managerWithLock(h home, mode string) (*manager, error) {
 	m.findCgroup()
 	m.findWeaknesses()
 	var err error
+	reach("daemon.open-log")
 	m.log, err = openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open %s: %w", h.daemonLog(), err)
@@ -267,6 +270,7 @@ func managerWithLock(h home, mode string) (*manager, error) {
 // is just starting is not in daemon.json yet.
 func takeHome(h home) error {
 	for s := h.search(); ; s.wait() {
+		reach("daemon.lock")
 		_, err := lockDirectory(h.path)
 		if err != unix.EWOULDBLOCK {
 			return err
@@ -284,6 +288,7 @@ func takeHome(h home) error {
 
 // takeOver ends an auto-started daemon and takes its lock.
 func takeOver(h home, d daemonRecord) error {
+	reach("daemon.oust")
 	if err := signalProcess(d.Daemon, syscall.SIGTERM); err != nil && !errors.Is(err, errGone) {
 		return fmt.Errorf("cannot end the auto-started daemon of %s: %w", h.path, err)
 	}
@@ -292,6 +297,7 @@ func takeOver(h home, d daemonRecord) error {
 		return err
 	}
 	got := make(chan error, 1)
+	reach("daemon.await-lock")
 	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
@@ -309,6 +315,7 @@ func (m *manager) listen() (err error) {
 // announceSelf writes daemon.pid and daemon.json: from now on SIGHUP may come, and shims may heal us.
 func (m *manager) announceSelf() error {
 	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	reach("daemon.pid")
 	if err := rewriteFile(m.home.path+"/daemon.pid", pidFileText(os.Getpid())); err != nil {
 		m.say("%v", err) // a full disk must not keep the daemon away; daemon.json names it too
 	}
@@ -318,6 +325,7 @@ func (m *manager) announceSelf() error {
 
 func (m *manager) writeSelf(wanted string, attempts int) error {
 	exe, _ := os.Readlink("/proc/self/exe")
+	reach("daemon.record")
 	return m.home.writeDaemon(daemonRecord{Version: protocolVersion, Boot: m.boot, PIDNS: m.pidns, Wanted: wanted, Mode: m.mode,
 		Daemon: refOf(os.Getpid()), Binary: exe, Build: version, Started: m.started, Attempts: attempts})
 }
@@ -338,9 +346,11 @@ func (m *manager) findCgroup() {
 	}
 	base := own + "/diakonos-" + m.home.id()
 	probe := base + "/.probe"
+	reach("cgroup.probe")
 	err := os.MkdirAll(probe, 0o755)
 	if err == nil {
 		err = unix.Access(probe+"/cgroup.procs", unix.W_OK)
+		reach("cgroup.probed")
 		_ = unix.Rmdir(probe)
 	}
 	if err != nil {
@@ -458,8 +468,10 @@ func (m *manager) onSignal(sig syscall.Signal) {
 
 // end leaves in good order: services and shims run on.
 func (m *manager) end() {
+	reach("daemon.remove-pid")
 	_ = unix.Unlink(m.home.path + "/daemon.pid")
 	if m.listener != nil {
+		reach("daemon.remove-socket")
 		_ = withSocketPath(m.home.path, socketName, unix.Unlink)
 	}
 	m.ending = true
@@ -636,6 +648,7 @@ func (m *manager) wish(j *job) error {
 		return err
 	}
 	if j.Kind != stopJob && e.unit != nil {
+		reach("unit.write")
 		if err := writeJSON(m.home.unitFile(j.Unit), e.unit); err != nil {
 			return err
 		}
@@ -647,6 +660,7 @@ func (m *manager) wish(j *job) error {
 
 func (m *manager) writeWant(e *supervised, w wantRecord) error {
 	w.Version, w.Boot = protocolVersion, m.boot
+	reach("want.write")
 	if err := writeRecord(m.home.wantFile(e.name), &w); err != nil {
 		return err
 	}
@@ -834,6 +848,7 @@ func (m *manager) failDependency(e *supervised, x ended) {
 	r.Version, r.Boot, r.PIDNS = protocolVersion, m.boot, m.pidns
 	r.Sub, r.Result, r.Reason, r.Since = failed, resultDependency, cutText(x.Text), time.Now().UnixNano()
 	r.Job = jobRecord{ID: e.want.Job, Verb: e.want.Verb, Outcome: outcomeDependency, Text: r.Reason}
+	reach("state.write-for-none")
 	if err := writeRecord(m.home.stateFile(e.name), r); err != nil {
 		m.say("%v", err)
 	}
@@ -930,6 +945,7 @@ func (m *manager) detach(batch []*supervised) error {
 			l.argv = append(l.argv, e.name)
 		}
 	}
+	reach("shim.start")
 	pid, pidfd, err := l.start()
 	if err != nil {
 		dropLinks(batch)
@@ -973,23 +989,29 @@ func (m *manager) handOver(e *supervised) {
 		}
 	}
 	if len(fds) > 0 {
+		reach("hand-over.held")
 		_ = e.link.send(shimFrame{Op: opHeld, Names: names}, fds...) // an empty socket takes it
 	}
 	if len(e.gone) > 0 {
+		reach("hand-over.orphans")
 		_ = e.link.send(shimFrame{Op: opOrphans, Refs: e.gone})
 	}
 	for _, x := range e.exits {
+		reach("hand-over.exit")
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
 	fresh := m.adopting[e] && e.tries == 0 // its predecessor was started by a daemon before us
+	reach("hand-over.hello")
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
 	if e.order != nil {
+		reach("hand-over.want")
 		_ = e.link.send(e.wantFrame())
 	}
 }
 
 // poke sends a frame to a shim without waiting. A shim that does not read is left alone until it does.
 func (m *manager) poke(e *supervised, f shimFrame) {
+	reach("shim.send")
 	if err := e.link.send(f); err != nil {
 		_ = unix.Shutdown(int(e.link.f.Fd()), unix.SHUT_RDWR)
 	}
@@ -1175,13 +1197,16 @@ func (m *manager) retryShim(e *supervised, cause error) {
 
 // connectShim connects to a live shim of an earlier daemon.
 func (m *manager) connectShim(e *supervised) bool {
+	reach("shim.connect")
 	f, err := dialAt(m.home.runDir(e.name), shimSocketName)
 	if err != nil {
 		return false
 	}
 	e.link, e.hello, e.child, e.leave, e.last = newConn(f), false, false, false, nil
+	reach("shim.greet")
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
 	if e.order != nil {
+		reach("shim.order")
 		_ = e.link.send(e.wantFrame())
 	}
 	go m.readShim(e, e.link)
@@ -1251,6 +1276,7 @@ func (m *manager) reap() {
 		if e := m.ownerOf(c.pid); e != nil {
 			m.handExit(e, c)
 		}
+		reach("daemon.reap")
 		reapChild(c.pid)
 	}
 }

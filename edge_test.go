@@ -29,7 +29,9 @@ type testHome struct {
 	t    *testing.T
 	dir  string // holds h and services
 	home string
-	svc  string // absolute path of the fixture service
+	svc  string              // absolute path of the fixture service
+	bin  string              // directory of the program; "" = the one of PATH
+	user *syscall.Credential // who gives commands; nil = we
 }
 
 func newTestHome(t *testing.T) *testHome {
@@ -42,7 +44,7 @@ func newTestHome(t *testing.T) *testHome {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &testHome{t, dir, filepath.Join(dir, "h"), svc}
+	h := &testHome{t: t, dir: dir, home: filepath.Join(dir, "h"), svc: svc}
 	t.Cleanup(h.end)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -64,9 +66,18 @@ func (h *testHome) unit(name, text string) {
 
 // command is a client of this home.
 func (h *testHome) command(args ...string) *exec.Cmd {
-	cmd := exec.Command("diakonos", args...)
+	return h.program("diakonos", args...)
+}
+
+// program is a personality of the binary.
+func (h *testHome) program(name string, args ...string) *exec.Cmd {
+	if h.bin != "" {
+		name = filepath.Join(h.bin, name)
+	}
+	cmd := exec.Command(name, args...)
 	cmd.Dir = h.dir
 	cmd.Env = append(os.Environ(), "DIAKONOS_HOME="+h.home, "NO_COLOR=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: h.user}
 	return cmd
 }
 

@@ -34,7 +34,7 @@ visible:
 wire: codec
 value: codec
 sys: codec wire
-sys_log:
+sys_log: sys
 command: codec value
 unit: codec value command
 log:
@@ -44,7 +44,7 @@ state: codec visible wire sys unit supervise
 environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
-pump: log sys_log
+pump: log sys sys_log
 shim+spawn: codec visible wire sys command unit log supervise state environ tree child pump
 daemon+api: visible wire value sys unit deps supervise state tree
 render: visible wire log tree

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -38,14 +39,25 @@ func (p seenProcess) mentions(path string) bool {
 	dir := fmt.Sprintf("/proc/%d/", p.pid)
 	environ, _ := os.ReadFile(dir + "environ")
 	cwd, _ := os.Readlink(dir + "cwd")
-	if strings.Contains(p.command, path) || strings.Contains(string(environ), path) || strings.HasPrefix(cwd, path) {
+	if namesPath(p.command, path) || namesPath(string(environ), path) || namesPath(cwd, path) {
 		return true
 	}
 	fds, _ := os.ReadDir(dir + "fd")
 	return slices.ContainsFunc(fds, func(fd os.DirEntry) bool {
 		target, _ := os.Readlink(dir + "fd/" + fd.Name())
-		return strings.HasPrefix(target, path)
+		return namesPath(target, path)
 	})
+}
+
+// namesPath: the text has the path, or one below it; /tmp/web_2 is neither for /tmp/web.
+func namesPath(text, path string) bool {
+	for {
+		_, rest, found := strings.Cut(text, path)
+		if !found || rest == "" || !unicode.IsLetter(rune(rest[0])) && !unicode.IsDigit(rune(rest[0])) && !strings.ContainsRune("_-.", rune(rest[0])) {
+			return found
+		}
+		text = rest
+	}
 }
 
 // readProcess reads one process; a zombie is gone.

@@ -3,7 +3,7 @@
 // Runs in: shim.
 // Owns: run/NAME/out, err and pump; log/NAME; all descriptors of them. One goroutine does all of it; two waiters
 // report output; one more goroutine empties the FIFOs while the disk hangs.
-// Uses: sys_log, log.
+// Uses: sys, sys_log, log.
 
 package main
 
@@ -441,7 +441,6 @@ func (p *pump) retireNow() {
 		}
 		fresh = append(fresh, old)
 	}
-	reach("pump.retired")
 	made, err := p.makeFIFOs()
 	if err != nil {
 		failed = err
@@ -467,6 +466,7 @@ func (p *pump) retireOne(f *fifo) (*fifo, error) {
 	defer f.file.Close()
 	for i := 1; i < 1<<16; i++ {
 		path := f.path + retiredMark + strconv.Itoa(i)
+		reach("fifo.retire")
 		err := sysRenameNew(f.path, path)
 		if err == unix.EEXIST {
 			continue
@@ -505,6 +505,7 @@ func (p *pump) bury() {
 		}
 		f.file.Close()
 		if f.path != "" {
+			reach("fifo.bury")
 			_ = unix.Unlink(f.path)
 		}
 	}
@@ -586,6 +587,7 @@ func (p *pump) windowByReading(f *fifo) int {
 		return len(f.direct)
 	}
 	b := make([]byte, batchBytes)
+	reach("pump.read")
 	n, err := sysRead(f.fd, b)
 	if err == nil && n == 0 {
 		f.gone = f.old
@@ -665,11 +667,11 @@ func (p *pump) submitData(in intent, data []byte) intent {
 	}
 	p.touched = max(p.touched, len(data), len(out))
 	complement(p.m[pumpAreaAt:][:in.n], p.m[pumpWantAt:][:in.n])
+	reach("pump.intend")
 	p.setWord(pumpFlagsAt, in.flags)
 	in.put(p.m)
-	reach("pump.intended")
-	p.setWord(pumpPhaseAt, 1)
 	reach("pump.phase1")
+	p.setWord(pumpPhaseAt, 1)
 	p.appendOut(&in, out, 0, failed)
 	return in
 }
@@ -715,6 +717,7 @@ func (p *pump) makeRecords(in intent, data []byte, failed *error) (out []byte, t
 func (p *pump) appendOut(in *intent, out []byte, from int, failed error) {
 	done := from
 	for failed == nil && done < len(out) {
+		reach("pump.append")
 		n, err := p.k.write(p.log.fd, out[done:])
 		if err == nil && n <= 0 {
 			err = io.ErrShortWrite
@@ -726,7 +729,6 @@ func (p *pump) appendOut(in *intent, out []byte, from int, failed error) {
 		p.log.size = in.off + int64(done)
 		p.log.last = max(p.log.last, in.stamp)
 	}
-	reach("pump.appended")
 	if failed == nil {
 		if len(out) == 0 {
 			return
@@ -743,13 +745,12 @@ func (p *pump) drop(in *intent, out []byte, done int) {
 	keep := wholeRecords(out[:done])
 	if done > keep {
 		p.log.cut(in.off + int64(keep))
-		reach("pump.cut")
 	}
 	lost, _ := in.lostFrom(out[:0], p.covered(*in), keep)
 	putLost(p.m[pumpDropAt:], lost)
 	in.flags |= intentDrop
+	reach("pump.drop")
 	p.setWord(pumpFlagsAt, in.flags)
-	reach("pump.dropped")
 }
 
 // consume takes the bytes of the intent out of the FIFO (step 4).
@@ -765,13 +766,13 @@ func (p *pump) consume(f *fifo, in intent, was *lostCount) {
 		f.ring = f.ring[at:]
 	}
 	for at < len(area) {
+		reach("pump.consume")
 		n, err := sysRead(f.fd, area[at:])
 		if err != nil || n <= 0 {
 			break // a service that reads its own output
 		}
 		at += n
 	}
-	reach("pump.consumed")
 }
 
 // commit ends the intent (step 5). All that it writes can be written twice.
@@ -802,13 +803,14 @@ func (p *pump) commit(in intent) {
 		lost = getLost(p.m[pumpLostAt:]) // nothing was told
 	}
 	if in.flags&intentOld == 0 {
+		reach("pump.begin-line")
 		p.setWord(begunAt(in.stream), uint32(in.next))
 	}
 	putLost(p.m[pumpLostAt:], lost)
+	reach("pump.open-line")
 	p.setWord(pumpOpenAt, open)
-	reach("pump.committing")
-	p.setWord(pumpPhaseAt, 0)
 	reach("pump.phase0")
+	p.setWord(pumpPhaseAt, 0)
 }
 
 // word and setWord are atomic, and with them all that was written before is written.
@@ -867,8 +869,10 @@ func (p *pump) tellLost() {
 func (p *pump) addLost(l lostCount) {
 	in := intent{flags: intentMem | intentOld | intentDrop, max: maxRecordText}
 	putLost(p.m[pumpDropAt:], getLost(p.m[pumpLostAt:]).plus(l))
+	reach("pump.count-intend")
 	p.setWord(pumpFlagsAt, in.flags)
 	in.put(p.m)
+	reach("pump.count-phase1")
 	p.setWord(pumpPhaseAt, 1)
 	p.commit(in)
 }
@@ -964,6 +968,7 @@ func (p *pump) relieve(f *fifo, lost *lostCount) {
 		if buf == nil {
 			buf = make([]byte, batchBytes)
 		}
+		reach("pump.relieve")
 		n, err := sysRead(f.fd, buf)
 		if err != nil || n <= 0 {
 			return
@@ -1148,9 +1153,11 @@ func memory(size int) []byte {
 
 func (p *pump) mapFile() ([]byte, error) {
 	path := filepath.Join(p.cfg.RunDir, "pump")
+	reach("pump.create")
 	fd, err := p.k.open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NONBLOCK, 0o600)
 	if err == unix.ELOOP || err == unix.EISDIR || err == unix.ENXIO {
 		if err = sysMoveAway(path); err == nil {
+			reach("pump.create-again")
 			fd, err = p.k.open(path, unix.O_RDWR|unix.O_CREAT|unix.O_NONBLOCK, 0o600)
 		}
 	}
@@ -1158,6 +1165,7 @@ func (p *pump) mapFile() ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	reach("pump.allocate")
 	if err := p.k.allocate(fd, pumpFileSize); err != nil {
 		return nil, err
 	}
@@ -1207,15 +1215,14 @@ func (p *pump) finish() {
 	in, err := getIntent(p.m)
 	if err != nil {
 		p.say(saidMap, err.Error(), "")
+		reach("pump.void")
 		p.setWord(pumpPhaseAt, 0)
 		p.relieved(p.leave())
 		return
 	}
-	reach("pump.recovering")
 	if in.flags&intentDrop == 0 && in.length > 0 {
 		p.appendRest(&in)
 	}
-	reach("pump.recovered-log")
 	was := p.leave()
 	p.consumeRest(in, was)
 	p.commit(in)
@@ -1278,12 +1285,12 @@ func (p *pump) consumeRest(in intent, was *lostCount) {
 		if n == 0 || string(head[:n]) != string(want[at:at+n]) {
 			return
 		}
+		reach("pump.consume-rest")
 		n, err := sysRead(f.fd, area[at:at+n])
 		if err != nil || n <= 0 {
 			return
 		}
 		at += n
-		reach("pump.recovered-some")
 	}
 }
 
@@ -1341,6 +1348,7 @@ func (l *logWriter) ready() error {
 		return l.open()
 	}
 	if l.torn {
+		reach("log.cut-again")
 		if err := l.k.truncate(l.fd, l.size); err != nil {
 			return err
 		}
@@ -1354,6 +1362,7 @@ func (l *logWriter) ready() error {
 // cut takes away what is behind the last whole record.
 func (l *logWriter) cut(size int64) {
 	l.size = size
+	reach("log.cut")
 	l.torn = l.k.truncate(l.fd, size) != nil
 }
 
@@ -1396,6 +1405,7 @@ func (l *logWriter) openFile() error {
 	var err error
 	for range 8 {
 		var fd int
+		reach("log.create")
 		fd, err = l.k.open(l.path, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK, 0o600)
 		switch err {
 		case nil:
@@ -1411,6 +1421,7 @@ func (l *logWriter) openFile() error {
 			err = sysMoveAway(l.path)
 		case unix.ENOENT:
 			l.listed = false
+			reach("log.directory")
 			err = os.MkdirAll(l.dir, 0o700)
 		case unix.ELOOP, unix.EISDIR, unix.ENXIO, unix.ENODEV:
 			err = sysMoveAway(l.path)
@@ -1461,12 +1472,14 @@ func (l *logWriter) mend() error {
 	case whole == len(tail):
 		return nil
 	case whole > 0 || int64(len(tail)) == l.size:
+		reach("log.mend")
 		if err := l.k.truncate(l.fd, l.size-int64(len(tail)-whole)); err != nil {
 			return err
 		}
 		l.size -= int64(len(tail) - whole)
 		return nil
 	}
+	reach("log.end-record")
 	if _, err := l.k.write(l.fd, []byte{'\n'}); err != nil { // no record of ours is that long
 		return err
 	}
@@ -1480,7 +1493,6 @@ func (l *logWriter) rotate(now int64) error {
 	if err := l.moveCurrent(now); err != nil {
 		return err
 	}
-	reach("pump.rotated")
 	if err := l.open(); err != nil {
 		return err
 	}
@@ -1492,6 +1504,7 @@ func (l *logWriter) rotate(now int64) error {
 func (l *logWriter) moveCurrent(now int64) error {
 	ns := max(now, l.newest+1, l.last)
 	for range 1000 {
+		reach("log.rotate")
 		err := l.k.rename(l.path, filepath.Join(l.dir, rotatedName(ns)))
 		switch err {
 		case nil:
@@ -1517,11 +1530,11 @@ func (l *logWriter) prune() {
 		if len(l.rotated) <= l.maxFiles {
 			return
 		}
+		reach("log.prune")
 		err := unix.Unlink(filepath.Join(l.dir, rotatedName(l.rotated[0])))
 		if err != nil && err != unix.ENOENT {
 			return
 		}
-		reach("pump.pruned")
 		l.rotated = l.rotated[1:]
 	}
 }

@@ -1,7 +1,7 @@
 // Role: tests of the pump: behaviour, faults of the disk, and the kill campaign of the log protocol.
 // Runs in: tests.
 // Owns: nothing.
-// Uses: log, pump, sys_log_linux, observe, script.
+// Uses: log, pump, sys, sys_log, observe, script.
 
 package main
 
@@ -709,7 +709,7 @@ func TestPumpProcess(t *testing.T) {
 	point, nth, _ := strings.Cut(orders[0], ":")
 	left, _ := strconv.Atoi(nth)
 	die := func() { unix.Kill(os.Getpid(), unix.SIGKILL); select {} }
-	crashpoint = func(at string) {
+	failpoint = func(at string) {
 		if point == "*" || point == at {
 			if left--; left == 0 {
 				die()
@@ -861,7 +861,7 @@ func (b *killBed) progress() string {
 
 func TestPumpKilledAtEachStep(t *testing.T) {
 	for _, point := range []string{
-		"pump.intended", "pump.phase1", "pump.appended", "pump.consumed", "pump.committing", "pump.phase0", "pump.rotated",
+		"pump.intend", "pump.phase1", "pump.append", "pump.consume", "pump.begin-line", "pump.open-line", "pump.phase0", "log.rotate", "log.create",
 	} {
 		t.Run(point, func(t *testing.T) {
 			b := newKillBed(t)
@@ -881,18 +881,15 @@ func TestPumpKilledAtEachStep(t *testing.T) {
 }
 
 func TestPumpKilledDuringRecovery(t *testing.T) {
-	for _, first := range []string{"pump.phase1:2", "none:2+torn", "pump.appended:2", "pump.consumed:2", "pump.committing:2"} {
-		for _, second := range []string{"pump.recovering", "pump.recovered-log", "pump.recovered-some", "pump.committing"} {
-			if second == "pump.recovered-some" && (strings.Contains(first, "consumed") || strings.Contains(first, "committing")) {
-				continue // nothing is left to consume
+	for i, first := range []string{"pump.append:2", "none:2+torn", "pump.consume:2", "pump.begin-line:2", "pump.phase0:2"} {
+		for _, second := range []string{"log.create", "pump.append", "pump.consume-rest", "pump.begin-line", "pump.phase0"} {
+			if second == "pump.append" && i > 1 || second == "pump.consume-rest" && i > 2 {
+				continue // that was done by then
 			}
 			t.Run(first+" then "+second, func(t *testing.T) {
 				b := newKillBed(t)
 				orders := []string{first, second + ":1", second + ":1", "none:1+torn", second + ":1"}
-				if strings.HasSuffix(second, "some") {
-					orders = []string{first, second + ":1"} // it consumes all at once
-				}
-				if second == "pump.committing" {
+				if second == "pump.begin-line" || second == "pump.phase0" {
 					orders = []string{first, second + ":1", second + ":1"}
 				}
 				b.rounds(len(orders), 1<<20, func(i int) string { return orders[i] })
@@ -910,7 +907,7 @@ func TestPumpKillCampaignSeesFaults(t *testing.T) {
 		orders func(i int) string
 	}{
 		{"consuming before the append", func(int) string { return "sabotage:2+consume-first" }},
-		{"forgetting the phase", func(i int) string { return []string{"pump.appended:3", "pump.consumed:3"}[i%2] + "+forget-phase" }},
+		{"forgetting the phase", func(i int) string { return []string{"pump.consume:3", "pump.begin-line:3"}[i%2] + "+forget-phase" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newKillBed(t)

@@ -44,7 +44,9 @@ func TestMain(m *testing.M) {
 	if !personality && os.Getenv(underInit) == "" && !fuzzWorker(os.Args) {
 		os.Exit(testInit())
 	}
-	if !personality {
+	if personality {
+		watchFailpoints()
+	} else {
 		os.Unsetenv(underInit)
 		for _, name := range []string{"DIAKONOS_HOME", "DIAKONOS_SERVICE_DIR", "DIAKONOS_SCOPE", "DIAKONOS_NO_AUTOSTART"} {
 			os.Unsetenv(name)
@@ -224,6 +226,11 @@ func machineHas(name string) (bool, error) {
 		cmd.Dir = dir
 		cmd.Run()
 		return cmd.ProcessState != nil && cmd.ProcessState.Sys().(syscall.WaitStatus).CoreDump(), nil
+	case "mount": // a small file system
+		return os.Geteuid() == 0 && exec.Command("unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt").Run() == nil, nil
+	case "freeze": // a file system that can be frozen, while run/ lies elsewhere
+		_, err := exec.LookPath("mkfs.ext4")
+		return os.Geteuid() == 0 && err == nil && memoryDirectory() != "" && exists("/dev/loop-control"), nil
 	case "unshare": // a private mount namespace
 		return os.Geteuid() == 0 && exec.Command("unshare", "-m", "true").Run() == nil, nil
 	}

@@ -63,6 +63,7 @@ type shim struct {
 	waiting   *spawn       // main command that waits for leftovers to end
 	owed      *kill        // signal that waits for a stage to become the service
 	retiring  bool         // the pump is about to replace the FIFOs
+	strays    bool         // a stage that no record names may not have seen yet that the shim before us is dead
 	notify    notifySocket
 	hold      []heldFD // descriptors to travel with the next state frame
 	timer     *time.Timer
@@ -118,6 +119,7 @@ type (
 	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
 	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
 	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
+	msgGuard    struct{ waited *spawn }      // the guard is free
 	msgDrainEnd struct{ token uint64 }       // drain limit
 	msgHealed   struct {
 		err   error
@@ -134,6 +136,7 @@ func detachMain(names []string) int {
 	for i, name := range names {
 		l := launch{argv: shimArguments(name), env: bare(os.Environ()), dir: h.runDir(name), setsid: true, cgroup: -1,
 			files: []uintptr{0, 1, 2, uintptr(linkFD + i)}}
+		reach("shim.detach")
 		_, pidfd, err := l.start()
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "diakonos-run: cannot start the shim of %q: %s\n", name, visible(err.Error()))
@@ -201,6 +204,7 @@ func newShim(name string) (*shim, error) {
 		return nil, fmt.Errorf("cannot become subreaper: %v", err)
 	}
 	var err error
+	reach("shim.pid")
 	if err = rewriteFile("shim.pid", pidFileText(os.Getpid())); err != nil {
 		s.warn("%v", err) // a full disk must not keep a service unsupervised
 	}
@@ -215,6 +219,7 @@ func newShim(name string) (*shim, error) {
 
 // lockOwnDirectory takes the lock on run/NAME, and never gives it back. A predecessor that was killed may need a moment to be gone.
 func lockOwnDirectory() error {
+	reach("shim.lock")
 	_, err := lockDirectory(".")
 	if err != unix.EWOULDBLOCK {
 		return err
@@ -224,6 +229,7 @@ func lockOwnDirectory() error {
 		return err
 	}
 	got := make(chan error, 1)
+	reach("shim.await-lock")
 	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
@@ -414,20 +420,28 @@ func (s *shim) probe() error {
 // adopt takes over what a predecessor left: its processes if they live, else what became of them.
 func (s *shim) adopt(h handover) (err error) {
 	s.notify.adopt(h.held[heldNotify])
-	if s.svc.Sub == dead && s.svc.Spawning == "" {
+	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
+	idle := s.svc.Sub == dead && s.svc.Spawning == ""
+	s.adopted = !idle || s.svc.Retire
+	if s.svc.Retire {
+		s.retire()
+	}
+	if idle {
 		s.quitting = !s.wishWaits() // else nothing would ever end us
 		return nil
 	}
-	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
-	s.adopted = true
 	ev := evAdopted{}
 	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
 		return err
+	}
+	if ev.main != (exitStatus{}) && s.hasSuccessor() {
+		ev.main = exitStatus{}
 	}
 	if ev.control, err = s.takeOver(&s.control, roleControl, s.svc.Control, h); err != nil {
 		return err
 	}
 	ev.nothingRan = s.nothingRan(ev)
+	s.strays = ev.nothingRan && s.svc.Main.zero() && s.svc.Control.zero()
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:
 		ev.main = exitStatus{}
@@ -556,6 +570,7 @@ func (s *shim) awaitExec() {
 	pid := s.main.ref.PID
 	go func() {
 		if err == nil { // without the file there is nothing to wait for
+			reach("main-pid.await-lock")
 			_ = waitByte(fd, 0)
 			unix.Close(fd)
 		}
@@ -627,6 +642,11 @@ func (s *shim) handle(m any) {
 			s.waiting, s.watching = nil, nil
 			s.feed(evBusy{m.waited.role, s.leftPIDs()})
 		}
+	case msgGuard:
+		if s.waiting == m.waited {
+			s.waiting = nil
+			s.spawn(*m.waited)
+		}
 	case msgDrainEnd:
 		if m.token == s.drains {
 			s.feed(evDrained{})
@@ -683,6 +703,7 @@ func (s *shim) carry(effects []effect) {
 		case drain:
 			s.drain(e)
 		case removePIDFile:
+			reach("pid-file.remove")
 			_ = unix.Unlink(e.path) // a service that ends in good order has removed it
 		case retire:
 			s.retire()
@@ -713,6 +734,7 @@ func (s *shim) save() error {
 	if string(s.spare) == string(s.saved) && len(s.hold) == 0 {
 		return nil
 	}
+	reach("state.write")
 	err := s.state.write(s.spare)
 	if err != nil {
 		s.warn("%v", err)
@@ -746,6 +768,7 @@ func (s *shim) announce(op string) {
 	for _, h := range s.hold {
 		f.Names, fds = append(f.Names, h.label), append(fds, h.fd)
 	}
+	reach("state.send")
 	err := s.daemon.send(f, fds...)
 	if errors.Is(err, unix.ETOOMANYREFS) { // too many descriptors in flight for this user: the state must come through all the same
 		f.Names = nil
@@ -833,8 +856,11 @@ func (s *shim) dropCgroup() {
 
 // leave is the orderly end of the shim: the state on disk, which settle has written, is the last word.
 func (s *shim) leave() {
+	reach("leave.main-pid")
 	_ = unix.Unlink("main.pid")
+	reach("leave.shim-pid")
 	_ = unix.Unlink("shim.pid")
+	reach("leave.socket")
 	_ = unix.Unlink(shimSocketName)
 	s.notify.remove()
 	if s.pump != nil {
@@ -847,6 +873,7 @@ func (s *shim) leave() {
 
 // removeCgroup removes a cgroup and those that the service made below it.
 func removeCgroup(dir string) {
+	reach("cgroup.remove")
 	if unix.Rmdir(dir) == nil {
 		return
 	}
@@ -856,6 +883,7 @@ func removeCgroup(dir string) {
 			removeCgroup(dir + "/" + e.Name())
 		}
 	}
+	reach("cgroup.remove-emptied")
 	_ = unix.Rmdir(dir)
 }
 
@@ -1000,6 +1028,7 @@ func (s *shim) heal(asker *conn) {
 	if asker == nil && (err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto) {
 		return
 	}
+	reach("heal.lock")
 	lock, err := lockDirectory(s.home.path)
 	if err != nil {
 		s.onHealed(msgHealed{err, asker})
@@ -1011,6 +1040,7 @@ func (s *shim) heal(asker *conn) {
 	d.Attempts++
 	d.Started, d.Daemon = 0, pidRef{}
 	if asker == nil {
+		reach("heal.record")
 		_ = s.home.writeDaemon(d) // without it the delay does not grow; that is all
 	}
 	l := launch{parent: true, env: daemonEnvironment(os.Environ()), path: d.newerBinary()}
@@ -1051,6 +1081,7 @@ func (s *shim) reap() {
 		}
 		r := s.roleOf(c.pid)
 		if r == "" {
+			reach("reap.stranger")
 			reapChild(c.pid)
 			continue
 		}
@@ -1074,6 +1105,7 @@ func (s *shim) roleOf(pid int) role {
 // endedChild: step, record, reap, and only then act.
 func (s *shim) endedChild(r role, c waitedChild) {
 	if r == roleMain && s.hasSuccessor() {
+		reach("reap.replaced")
 		reapChild(c.pid)
 		return
 	}
@@ -1084,6 +1116,7 @@ func (s *shim) endedChild(r role, c waitedChild) {
 	s.forget(r)
 	effects := s.svc.step(s.now(), ev)
 	_ = s.save()
+	reach("reap.recorded")
 	reapChild(c.pid)
 	s.act(effects)
 }
@@ -1121,6 +1154,7 @@ func (s *shim) forget(r role) {
 	}
 	*p = process{fd: -1}
 	if r == roleMain {
+		reach("main-pid.remove")
 		_ = unix.Unlink("main.pid")
 	}
 	s.payOwed()
@@ -1215,6 +1249,7 @@ func (s *shim) kill(e kill) {
 
 func (s *shim) signalOne(p *process, sig syscall.Signal) {
 	if p.fd >= 0 {
+		reach("main.signal")
 		signalAndContinue(p.fd, sig)
 	}
 }
@@ -1380,8 +1415,9 @@ func (s *shim) drain(e drain) {
 	}
 }
 
+// retire renames the FIFOs away if a process is left that may hold them. The record says so until it is done.
 func (s *shim) retire() {
-	if s.pump != nil && !s.treeIsEmpty() {
+	if s.svc.Retire = s.pump != nil && !s.treeIsEmpty(); s.svc.Retire {
 		s.retiring = true
 		s.pump.retire()
 	}
@@ -1420,7 +1456,7 @@ func (s *shim) onPump(n pumpNote) {
 	}
 	s.awaitChildren()
 	if n.Retired {
-		s.retiring = false
+		s.retiring, s.svc.Retire = false, false
 		s.greetDaemon() // the daemon lets go of the old FIFOs, without which they have no end, and holds the new
 		if w := s.waiting; w != nil && s.watching == nil {
 			s.waiting = nil

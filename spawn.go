@@ -74,6 +74,11 @@ func (s *shim) spawn(e spawn) {
 	}
 	files, err := s.openStageFiles(e.role)
 	defer files.close()
+	if errors.Is(err, unix.EAGAIN) && s.strays {
+		s.strays = false
+		s.spawnWhenFree(&e)
+		return
+	}
 	if errors.Is(err, unix.EAGAIN) {
 		s.feed(evBusy{e.role, s.leftPIDs()})
 		return
@@ -105,6 +110,22 @@ func (s *shim) giveWay() {
 	if !isUp(s.svc.Sub) {
 		s.readWant("")
 	}
+}
+
+// spawnWhenFree lets a start wait for its guard, which a stage has that is about to end. That takes a thread for so long.
+func (s *shim) spawnWhenFree(e *spawn) {
+	s.waiting, s.watching = e, nil
+	time.AfterFunc(busyLimit, func() { s.inbox <- msgBusy{e} })
+	go func() {
+		for _, name := range []string{"out", "err"} {
+			if fd, err := openRetry(name, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, 0); err == nil {
+				reach("spawn.await-guard")
+				_ = waitByte(fd, guardMain)
+				unix.Close(fd)
+			}
+		}
+		s.inbox <- msgGuard{e}
+	}()
 }
 
 // starts: the present step is the first command of ExecStart, which must never run beside another run of the service.
@@ -239,7 +260,9 @@ func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 		f.null = -1 // an empty /dev: stdin stays closed for lack of anything better
 	}
 	if r == roleMain {
+		reach("main-pid.create")
 		if f.pidFile, err = openRetry("main.pid.new", unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600); err == nil {
+			reach("main-pid.lock")
 			err = lockByte(f.pidFile, 0)
 		}
 		if err != nil {
@@ -265,6 +288,7 @@ func openGuarded(name string, guard int64) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("cannot open %s: %w", name, err)
 	}
+	reach("spawn.guard")
 	err = lockByte(fd, guard)
 	if err != nil && err != unix.EAGAIN {
 		unix.Close(fd)
@@ -290,6 +314,7 @@ func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error)
 	dir := s.makeCgroup()
 	if dir >= 0 && !s.attaches {
 		l.cgroup = dir
+		reach("stage.start-in-cgroup")
 		f.pid, f.pidfd, err = l.start()
 		unix.Close(dir)
 		if err == nil {
@@ -302,6 +327,7 @@ func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error)
 	if s.svc.Cgroup != "" {
 		order.Cgroup = s.svc.Cgroup + "/cgroup.procs"
 	}
+	reach("stage.start")
 	f.pid, f.pidfd, err = l.start()
 	return err
 }
@@ -313,6 +339,7 @@ func (s *shim) makeCgroup() int {
 			return -1
 		}
 		dir := s.cgroupBase + "/" + s.name + ".service"
+		reach("cgroup.make")
 		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 			return -1
 		}
@@ -320,8 +347,11 @@ func (s *shim) makeCgroup() int {
 	}
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC
 	fd, err := openRetry(s.svc.Cgroup, flags, 0)
-	if errors.Is(err, unix.ENOENT) && unix.Mkdir(s.svc.Cgroup, 0o755) == nil { // somebody has removed it, empty as it was
-		fd, err = openRetry(s.svc.Cgroup, flags, 0)
+	if errors.Is(err, unix.ENOENT) { // somebody has removed it, empty as it was
+		reach("cgroup.make-again")
+		if unix.Mkdir(s.svc.Cgroup, 0o755) == nil {
+			fd, err = openRetry(s.svc.Cgroup, flags, 0)
+		}
 	}
 	if err != nil {
 		s.svc.Cgroup = ""
@@ -344,9 +374,11 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 	}
 	s.svc.Main = ref
 	s.hold = append(s.hold, heldFD{heldMain, p.fd})
+	reach("main-pid.write")
 	if _, err := unix.Write(f.pidFile, pidFileText(f.pid)); err != nil {
 		s.warn("cannot write main.pid: %v", err) // it only says where to look
 	}
+	reach("main-pid.rename")
 	if err := unix.Rename("main.pid.new", "main.pid"); err != nil {
 		s.warn("cannot write main.pid: %v", err)
 	}
@@ -359,6 +391,7 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 func (f *stageFiles) commit(order stageOrder) {
 	b := append(encodeStageOrder(order), '!')
 	if len(b) <= os.Getpagesize() {
+		reach("stage.commit")
 		_, _ = unix.Write(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
 		return
 	}
@@ -366,6 +399,7 @@ func (f *stageFiles) commit(order stageOrder) {
 	w := os.NewFile(uintptr(f.barrierW), "barrier")
 	f.barrierW = -1
 	go func() {
+		reach("stage.commit-large")
 		_, _ = w.Write(b)
 		w.Close()
 	}()
@@ -512,7 +546,9 @@ func (s *shim) notifyPath(a account) string {
 	file := "notify-" + strconv.FormatUint(sum.Sum64(), 16)
 	dir := s.home.notifyDir()
 	if dir != "" && len(dir)+len(file)+1 <= sunPathBytes {
+		reach("notify.directory")
 		if err := os.Mkdir(dir, 0o711); err == nil || errors.Is(err, os.ErrExist) {
+			reach("notify.open-directory")
 			if unix.Chmod(dir, 0o711) == nil {
 				return dir + "/" + file
 			}
@@ -523,22 +559,28 @@ func (s *shim) notifyPath(a account) string {
 
 func bindNotify(fd int, path string, a account) error {
 	if strings.HasPrefix(path, "@") {
+		reach("notify.bind-abstract")
 		return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
 	}
+	reach("notify.unlink")
 	_ = unix.Unlink(path)
+	reach("notify.bind")
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return err
 	}
 	if a.switched {
+		reach("notify.owner")
 		if err := unix.Lchown(path, a.uid, a.gid); err != nil {
 			return err
 		}
 	}
+	reach("notify.mode")
 	return unix.Chmod(path, 0o600)
 }
 
 func (n *notifySocket) remove() {
 	if n.path != "" && !strings.HasPrefix(n.path, "@") {
+		reach("notify.remove")
 		_ = unix.Unlink(n.path)
 	}
 }
@@ -612,6 +654,7 @@ func (s *shim) adoptMain(pid int, what string) pidRef {
 		s.watchProcess(&s.main, roleMain, ref, fd)
 	}
 	s.hold = append(s.hold, heldFD{heldMain, fd})
+	reach("main-pid.adopt")
 	if err := rewriteFile("main.pid", pidFileText(pid)); err != nil {
 		s.warn("%v", err)
 	}
@@ -680,7 +723,7 @@ func (s *shim) hasSuccessor() bool {
 		return false
 	}
 	pid := s.readPIDFile(u.PIDFile)
-	if pid == 0 || pid == s.main.ref.PID {
+	if pid == 0 || pid == s.svc.Main.PID {
 		return false
 	}
 	ref := s.adoptMain(pid, "PIDFile")

@@ -98,6 +98,7 @@ func defaultHome() string {
 
 // make creates what the home needs; it may exist.
 func (h home) make() error {
+	reach("home.make")
 	if err := os.MkdirAll(h.path, 0o700); err != nil {
 		return fmt.Errorf("cannot make home: %w", err)
 	}
@@ -115,11 +116,13 @@ func (h home) make() error {
 		if foreign := h.foreign(); foreign != "" { // /tmp, say: nobody else could use it any more
 			return fmt.Errorf("cannot use home %s: it is open to others, and %s; name a directory of its own, or `chmod 700` it", h.path, foreign)
 		}
+		reach("home.mode")
 		if err := os.Chmod(h.path, 0o700); err != nil {
 			return fmt.Errorf("cannot close home %s to others: %w", h.path, err)
 		}
 	}
 	for _, d := range []string{h.enabledDir(), h.path + "/log"} {
+		reach("home.fill")
 		if err := os.Mkdir(d, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("cannot make home: %w", err)
 		}
@@ -161,15 +164,18 @@ func memoryDirectory() string {
 func (h home) makeRunRoot() error {
 	if base := memoryDirectory(); base != "" {
 		fresh := base + "/diakonos/" + invocationText(randomBytes())[:16] // never that of a home that was deleted
-		_ = os.Symlink(fresh, h.runRoot())                                // refused when run/ is there, as a link or a directory: it is used as it is
+		reach("run.link")
+		_ = os.Symlink(fresh, h.runRoot()) // refused when run/ is there, as a link or a directory: it is used as it is
 	}
 	target, err := os.Readlink(h.runRoot())
 	if err != nil {
 		target = h.runRoot() // a plain directory does
 	}
+	reach("run.parent")
 	if err := os.MkdirAll(filepath.Dir(target), 0o711); err != nil {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
+	reach("run.make")
 	if err := os.Mkdir(target, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
@@ -194,8 +200,10 @@ func (h home) notifyDir() string {
 
 // tidy removes what lies outside of a home of which nothing runs. What is not empty stays: the records of units do until `forget`.
 func (h home) tidy() {
+	reach("tidy.notify")
 	_ = unix.Rmdir(h.notifyDir())
 	if target, err := os.Readlink(h.runRoot()); err == nil {
+		reach("tidy.run")
 		_ = unix.Rmdir(target) // makeRunRoot makes it again
 	}
 }
@@ -268,12 +276,14 @@ func openRecord(path string) (*recordFile, error) {
 
 // openSlots opens the file of a record and allocates the slots of a new one, so that a later write needs no space.
 func openSlots(path string) (int, error) {
+	reach("record.create")
 	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return -1, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
 	var st unix.Stat_t
 	if err = unix.Fstat(fd, &st); err == nil && st.Size < 2*slotBytes {
+		reach("record.allocate")
 		if err = unix.Fallocate(fd, 0, 0, 2*slotBytes); err == unix.EOPNOTSUPP {
 			_, err = unix.Pwrite(fd, make([]byte, 2*slotBytes), 0)
 		}
@@ -332,6 +342,7 @@ func writeRecord(path string, v record) error {
 		return err
 	}
 	defer r.close()
+	reach("record.write")
 	return r.write(encode(nil, v))
 }
 
@@ -375,6 +386,7 @@ func (h home) readWant(name, boot string) (wantRecord, error) {
 
 // makeRunDir makes run/NAME with its allocated records.
 func (h home) makeRunDir(name string) error {
+	reach("service.make")
 	if err := os.Mkdir(h.runDir(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
@@ -406,20 +418,24 @@ const temporarySuffix = "~"
 // replaceFile writes a file under a temporary name and renames it, so that a reader sees the old or the new content.
 func replaceFile(path string, content []byte) error {
 	tmp := path + temporarySuffix
+	reach("file.create")
 	fd, err := openRetry(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	for len(content) > 0 && err == nil { // a disk that fills up takes a part first
 		var n int
+		reach("file.write")
 		n, err = unix.Write(fd, content)
 		content = content[max(n, 0):]
 	}
 	unix.Close(fd)
 	if err == nil {
+		reach("file.rename")
 		err = unix.Rename(tmp, path)
 	}
 	if err != nil {
+		reach("file.undo")
 		_ = unix.Unlink(tmp)
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
@@ -443,9 +459,11 @@ func rewriteFile(path string, content []byte) error {
 		return err
 	}
 	blanks := bytes.Repeat([]byte{' '}, max(0, int(st.Size)-len(content))) // over the rest of the old content, should we be killed before the cut
+	reach("file.overwrite")
 	if n, _ := unix.Pwrite(fd, append(slices.Clip(content), blanks...), 0); n < len(content) {
 		return err
 	}
+	reach("file.cut")
 	return unix.Ftruncate(fd, int64(len(content)))
 }
 
@@ -539,6 +557,7 @@ var errNoDaemon = errors.New("no daemon is running")
 
 // connect connects to the running daemon, and never starts one.
 func (h home) connect() (*os.File, error) {
+	reach("daemon.connect")
 	f, err := dialAt(h.path, socketName)
 	if err == nil {
 		return f, nil
@@ -609,6 +628,7 @@ func (s *search) next() (conn *os.File, lock int, err error) {
 		if err == nil || !errors.Is(err, errNoDaemon) {
 			return f, -1, err
 		}
+		reach("home.lock")
 		lock, err := lockDirectory(s.home.path)
 		if err == nil {
 			return nil, lock, nil
@@ -640,6 +660,7 @@ func (h home) someoneElseStarts() bool {
 // askToBindAnew tells a daemon whose socket was deleted to make it again: SIGHUP, only to the identity that it wrote itself.
 func (h home) askToBindAnew() {
 	if d, up := h.liveDaemon(); up {
+		reach("daemon.hang-up")
 		_ = signalProcess(d.Daemon, syscall.SIGHUP) // best effort: the caller goes on trying
 	}
 }
@@ -654,7 +675,11 @@ func (h home) signalShim(name string, pid int, sig syscall.Signal) bool {
 		if err != nil {
 			continue
 		}
-		sent := h.isShim(name, pid) && pidfdSignal(fd, sig) == nil
+		sent := false
+		if h.isShim(name, pid) {
+			reach("shim.signal")
+			sent = pidfdSignal(fd, sig) == nil
+		}
 		unix.Close(fd)
 		if sent {
 			return true
@@ -672,13 +697,16 @@ func (h home) isShim(name string, pid int) bool {
 
 // askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.
 func (h home) askShimToHeal(name string) {
+	reach("heal.connect")
 	f, err := dialAt(h.runDir(name), shimSocketName)
 	if err != nil {
 		return
 	}
 	defer f.Close()
 	c := newConn(f)
+	reach("heal.greet")
 	if c.send(shimFrame{Op: opHello, Proto: protocolVersion, Role: "client"}) == nil {
+		reach("heal.ask")
 		_ = c.send(shimFrame{Op: opHeal})
 		_ = f.SetReadDeadline(time.Now().Add(connectTimeout))
 		for c.readFrame(new(shimFrame)) == nil { // until the shim closes: the daemon is started, or cannot be
@@ -751,6 +779,7 @@ func shimArguments(name string) []string {
 // startDaemon starts a daemon that inherits lock, and waits until it answers. l says how: its environment, program and parent. hangups is
 // who takes our own SIGHUP, nil = nobody: it is ignored for the moment of the start.
 func (h home) startDaemon(lock int, l launch, hangups chan<- os.Signal) error {
+	reach("daemon.log")
 	log, err := openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot start the daemon: cannot open its log: %w", err)
@@ -773,6 +802,7 @@ func (h home) startDaemon(lock int, l launch, hangups chan<- os.Signal) error {
 	l.env = append(l.env, homeVariable+"="+h.path, startedVariable+"="+modeAuto)
 	l.files = []uintptr{uintptr(null), uintptr(log), uintptr(log), uintptr(lock), w.Fd()}
 	l.dir, l.setsid, l.cgroup = "/", true, -1
+	reach("daemon.start")
 	_, pidfd, err := l.start()
 	switch {
 	case hangups != nil:
@@ -845,6 +875,7 @@ func (l *ownLog) write(line string) {
 func (l *ownLog) run(lines <-chan string) {
 	for line := range lines {
 		for _, fd := range l.files {
+			reach("message.write")
 			_, _ = unix.Write(fd, []byte(line)) // a full disk must stop nobody
 		}
 	}

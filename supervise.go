@@ -1129,6 +1129,7 @@ func (s *service) enterDead(now instant) {
 		s.do(removePIDFile{s.unit.PIDFile})
 	}
 	if s.leavesProcesses() || len(s.Left) > 0 {
+		s.Retire = true
 		s.do(retire{})
 	}
 	job := s.Job

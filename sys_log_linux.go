@@ -1,7 +1,7 @@
 // Role: the kernel calls of the log protocol that the standard library lacks, and the seam to fake them.
 // Runs in: shim.
 // Owns: nothing.
-// Uses: nothing.
+// Uses: sys.
 
 package main
 
@@ -31,15 +31,6 @@ func realKernel() kernel {
 		allocate: sysAllocate,
 		open:     sysOpen,
 		rename:   sysRenameNew,
-	}
-}
-
-// crashpoint is nil in production. A test sets it to end the process at a named point.
-var crashpoint func(point string)
-
-func reach(point string) {
-	if crashpoint != nil {
-		crashpoint(point)
 	}
 }
 
@@ -175,6 +166,7 @@ func sysTouch(b []byte) {
 // and a worker under another user may open /dev/stdout anew. owner -1: ours.
 func sysMakeFIFO(path string, owner int) (int, error) {
 	for range 8 {
+		reach("fifo.make")
 		if err := unix.Mkfifo(path, 0o622); err != nil && err != unix.EEXIST {
 			return -1, &os.PathError{Op: "mkfifo", Path: path, Err: err}
 		}
@@ -227,6 +219,7 @@ func sysGiveFIFO(fd, owner int) error {
 		return err
 	}
 	if owner >= 0 && st.Uid != uint32(owner) {
+		reach("fifo.owner")
 		if err := unix.Fchown(fd, owner, -1); err != nil {
 			return err
 		}
@@ -234,21 +227,25 @@ func sysGiveFIFO(fd, owner int) error {
 	if st.Mode&0o7777 == 0o622 {
 		return nil
 	}
+	reach("fifo.mode")
 	return unix.Fchmod(fd, 0o622)
 }
 
 // sysMoveAway frees a path of ours from what a third party put there: a directory is renamed, since it may hold
 // something; all else is unlinked, which never touches the target of a link.
 func sysMoveAway(path string) error {
+	reach("away.unlink")
 	err := unix.Unlink(path)
 	if err == nil || err == unix.ENOENT {
 		return nil
 	}
+	reach("away.rmdir")
 	if unix.Rmdir(path) == nil {
 		return nil
 	}
 	for i := range 1000 {
 		to := path + ".moved." + string(rune('0'+i/100)) + string(rune('0'+i/10%10)) + string(rune('0'+i%10))
+		reach("away.rename")
 		if e := sysRenameNew(path, to); e != unix.EEXIST && e != unix.ENOTEMPTY {
 			if e == nil {
 				return nil

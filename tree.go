@@ -237,7 +237,7 @@ func (t tree) inRunRoot(dir string) bool {
 // signal sends sig to every process of the tree. Each is pinned by a pidfd first and looked for again after, so that a PID which was
 // recycled in between is spared. With SIGKILL and a cgroup the kernel does it in one go.
 func (t tree) signal(sig syscall.Signal) {
-	if sig == syscall.SIGKILL && t.cgroup != "" && os.WriteFile(t.cgroup+"/cgroup.kill", []byte("1"), 0) == nil {
+	if sig == syscall.SIGKILL && t.cgroup != "" && killCgroup(t.cgroup) {
 		return
 	}
 	fds := make(map[int]int)
@@ -249,15 +249,23 @@ func (t tree) signal(sig syscall.Signal) {
 	again := t.list()
 	for pid, fd := range fds {
 		if slices.Contains(again, pid) {
+			reach("tree.signal")
 			signalAndContinue(fd, sig)
 		}
 		unix.Close(fd)
 	}
 }
 
+// killCgroup ends all processes of a cgroup and of those below it, in one go. false: this kernel cannot (before 5.14), or it is gone.
+func killCgroup(dir string) bool {
+	reach("cgroup.kill")
+	return os.WriteFile(dir+"/cgroup.kill", []byte("1"), 0) == nil
+}
+
 // signalAndContinue: a stopped process could not act on the signal (systemd sends SIGCONT likewise).
 func signalAndContinue(fd int, sig syscall.Signal) {
 	if pidfdSignal(fd, sig) == nil && sig != syscall.SIGKILL && sig != syscall.SIGCONT {
+		reach("signal.continue")
 		_ = pidfdSignal(fd, syscall.SIGCONT)
 	}
 }

@@ -147,6 +147,7 @@ type runRecord struct {
 	Orphans    []pidRef   `json:"orphans,omitempty"`  // handed over by the daemon that got them
 	Left       []int      `json:"left,omitempty"`     // PIDs that a stop could not end
 	Killed     bool       `json:"killed,omitempty"`   // the running stop needed SIGKILL
+	Retire     bool       `json:"retire,omitempty"`   // the FIFOs are to be renamed away: what the last run left may hold them
 	ShimPID    int        `json:"shim,omitempty"`     // who wrote this
 }
 
@@ -176,6 +177,7 @@ func (r *runRecord) fields(c *codec) {
 	recordsField(c, "orphans", ifSet, &r.Orphans)
 	numbersField(c, "left", ifSet, &r.Left)
 	flagField(c, "killed", ifSet, &r.Killed)
+	flagField(c, "retire", ifSet, &r.Retire)
 	numberField(c, "shim", ifSet, &r.ShimPID)
 }
 
