@@ -21,7 +21,7 @@ import (
 
 const (
 	linkFD      = 3                      // the shim's end of the socket pair with the daemon that started it
-	shimThreads = 1                      // beside those that the runtime has at once: 6 in all
+	shimThreads = 2                      // beside those that the runtime has at once: 7 in all; with 6 a shim in fifty died of a fork bomb on a loaded machine
 	shimGC      = 20                     // percent: with the default the heap would grow to 4 MiB before the first collection
 	lockLimit   = 100 * time.Millisecond // for a predecessor to be gone; then the daemon looks again who has the lock
 	helloLimit  = 2 * time.Second        // for the daemon's hello, which was written before we were started
