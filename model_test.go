@@ -652,11 +652,11 @@ func (m *unitModel) order(s unitState, kind string) (consequence, unitState) {
 			if s.level == isUpLevel {
 				return joins, none
 			}
-			s.may = m.onTheWayUp(s)
+			s.may = m.onTheWayUp()
 		case verbStart, verbRestart:
 			return joins, s
 		case verbStop: // which may have begun
-			s.may |= m.onTheWayUp(s) | showDeactivating | showInactive
+			s.may |= m.onTheWayUp() | showDeactivating | showInactive
 		case verbReload:
 			return joins, none
 		}
@@ -670,12 +670,12 @@ func (m *unitModel) order(s unitState, kind string) (consequence, unitState) {
 		case verbStop:
 			return joins, s
 		case verbStart, verbRestart: // which may have come up unheard of
-			s.may |= m.onTheWayUp(s) | showDeactivating | showInactive | showNewRun
+			s.may |= m.onTheWayUp() | showDeactivating | showInactive | showNewRun
 		case verbReload:
 			s.may |= showDeactivating
 		}
 	case verbRestart:
-		s.may |= m.onTheWayUp(s)
+		s.may |= m.onTheWayUp()
 		if s.mayBeUp() || s.level == isMovingLevel || was != "" {
 			s.may |= showDeactivating | showInactive
 		}
@@ -706,7 +706,7 @@ func (m *unitModel) order(s unitState, kind string) (consequence, unitState) {
 }
 
 // onTheWayUp is what a start shows.
-func (m *unitModel) onTheWayUp(unitState) shows {
+func (m *unitModel) onTheWayUp() shows {
 	if m.unit.fails {
 		return showActivating | showDeactivating | showFailed
 	}

@@ -71,7 +71,7 @@ func anotherUser(t *testing.T) *syscall.Credential {
 }
 
 // rogue is a process of another user.
-func (h *testHome) rogue(as *syscall.Credential, args ...string) *exec.Cmd {
+func rogue(as *syscall.Credential, args ...string) *exec.Cmd {
 	cmd := exec.Command("rogue", args...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
@@ -149,7 +149,7 @@ func TestOtherUser(t *testing.T) {
 	}
 	sockets := []string{filepath.Join(h.home, socketName), filepath.Join(run, "web", shimSocketName)}
 	ask := func(socket string) string {
-		out, err := h.rogue(other, "ask", socket).CombinedOutput()
+		out, err := rogue(other, "ask", socket).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -179,7 +179,7 @@ func TestOtherUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range sockets {
-		flood := h.rogue(other, "flood", s, "10000")
+		flood := rogue(other, "flood", s, "10000")
 		var out bytes.Buffer
 		flood.Stdout, flood.Stderr = &out, &out
 		if err := flood.Start(); err != nil {
@@ -335,7 +335,7 @@ func TestLinkRace(t *testing.T) {
 	var out [2]bytes.Buffer
 	ended := make(chan error, len(out))
 	for i, args := range [][]string{{log, currentName, "20261122T180000.123456789Z", currentName + ".new"}, {theirs, "pid"}} {
-		cmd := h.rogue(other, append(append([]string{"swap", strconv.Itoa(swaps)}, append(args, "--")...), targets...)...)
+		cmd := rogue(other, append(append([]string{"swap", strconv.Itoa(swaps)}, append(args, "--")...), targets...)...)
 		cmd.Stdout, cmd.Stderr = &out[i], &out[i]
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -770,23 +770,23 @@ func (h *testHome) checkFiledBy(name, how string, foreign int) {
 }
 
 // startFiled demands that the start fails, since PIDFile never names a process of the service, and that nothing is left of it.
-func (h *testHome) startFiled(name, make string) {
+func (h *testHome) startFiled(name, how string) {
 	h.t.Helper()
 	dir := filepath.Join(h.dir, name+".d")
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755)); err != nil {
 		h.t.Fatal(err)
 	}
 	h.unit(name, "[service]\nType = \"forking\"\nWorkingDirectory = \""+dir+"\"\nPIDFile = \""+dir+"/pid\"\nTimeoutStartSec = \"300ms\"\n"+
-		"ExecStart = [[\"sh\", \"-c\", '''"+make+"; exec $SVC -fork-away -mark "+dir+"''']]\n")
+		"ExecStart = [[\"sh\", \"-c\", '''"+how+"; exec $SVC -fork-away -mark "+dir+"''']]\n")
 	if out, err := h.command("start", name).CombinedOutput(); err == nil {
-		h.t.Errorf("%s: the start goes well: %s", make, out)
+		h.t.Errorf("%s: the start goes well: %s", how, out)
 	}
 	if st := h.status(name); st["active_state"] != failedUnit || st["main_pid"] != 0.0 {
-		h.t.Errorf("%s: %v", make, st)
+		h.t.Errorf("%s: %v", how, st)
 	}
 	for _, p := range readProcesses() {
 		if isNamed(p, filepath.Base(h.svc)) && strings.HasSuffix(p.command, "-mark "+dir) {
-			h.t.Errorf("%s: %s is left", make, p)
+			h.t.Errorf("%s: %s is left", how, p)
 		}
 	}
 }
