@@ -36,6 +36,8 @@ const (
 	modelClients = 16
 	modelBatch   = 400       // calls that are explained together; each batch begins and ends at rest
 	modelBudget  = 3_000_000 // configurations that are looked at for one unit, before the search is given up
+
+	modelPatience = 2 * time.Minute // for one call, on a machine that does much else
 )
 
 // modelUnit is one service under test.
@@ -251,14 +253,14 @@ func (r *modelRun) call(client int, verb, unit string) modelCall {
 		r.t.Errorf("%s %s: %v", verb, unit, err)
 		return c
 	}
-	stuck := time.AfterFunc(commandPatience, func() { cmd.Process.Signal(syscall.SIGINT) })
+	stuck := time.AfterFunc(modelPatience, func() { cmd.Process.Signal(syscall.SIGINT) })
 	err = r.hear(&c, bufio.NewReader(out))
 	if ended := cmd.Wait(); ended != nil && !errors.As(ended, new(*exec.ExitError)) {
 		err = ended
 	}
 	c.End, c.Code, c.Stderr = r.now(), cmd.ProcessState.ExitCode(), stderr.String()
 	if !stuck.Stop() {
-		err = fmt.Errorf("no answer within %s", commandPatience)
+		err = fmt.Errorf("no answer within %s", modelPatience)
 	}
 	if err != nil {
 		r.t.Errorf("%s %s: %v\n%s", verb, unit, err, c.Stderr)
