@@ -1,7 +1,7 @@
 // Role: the test harness: an init over all tests, testscript with the real personalities, script commands.
 // Runs in: go test.
 // Owns: each script's DIAKONOS_HOME and every process that a script leaves behind.
-// Uses: observe, scriptcmd, svc, main.
+// Uses: observe, scriptcmd, svc, state, main.
 
 package main
 
@@ -323,9 +323,7 @@ func (s *scriptState) finish() {
 		}
 		return len(now) == 0
 	})
-	if dir, err := os.Readlink(filepath.Join(s.home, "run")); err == nil && strings.HasPrefix(dir, "/run/") {
-		os.RemoveAll(dir)
-	}
+	dropMemory(s.work)
 	if s.expected < 0 || len(left) == s.expected {
 		return
 	}
@@ -333,6 +331,23 @@ func (s *scriptState) finish() {
 		s.t.Log("left behind: " + p.String())
 	}
 	s.t.Fatal(fmt.Sprintf("%d processes were left behind, the script declares %d", len(left), s.expected))
+}
+
+// dropMemory removes what the homes below dir have on a tmpfs: it outlives a home that is just deleted.
+func dropMemory(dir string) {
+	base := memoryDirectory()
+	if base == "" {
+		return
+	}
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error { // best effort
+		if err != nil || d.Name() != "run" || d.Type()&fs.ModeSymlink == 0 {
+			return nil
+		}
+		if target, err := os.Readlink(path); err == nil && strings.HasPrefix(target, base+"/diakonos/") {
+			os.RemoveAll(target)
+		}
+		return nil
+	})
 }
 
 // leftovers finds the live processes of this script by what mentions its directory, and their descendants.
