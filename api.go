@@ -1,7 +1,7 @@
 // Role: what the daemon answers: clients and their requests.
 // Runs in: daemon.
 // Owns: the connections of clients; the rest of the state is daemon.go's.
-// Uses: wire, value, sys, unit, deps, supervise, state, daemon.
+// Uses: wire, value, sys, unit, deps, supervise, state, daemon, upgrade.
 
 package main
 
@@ -34,8 +34,9 @@ const typicalReply = 1 << 10
 type session struct {
 	conn    *conn
 	backlog []byte        // owned by loop: not given to the writer yet
-	out     chan []byte   // to the writer; one place
+	out     chan []byte   // to the writer; one place. nil = there is none any more
 	written chan struct{} // closed after the last answer was written, or could not be
+	unsent  []byte        // the writer's, until written is closed: what could not be
 }
 
 // asker is one request that waits for jobs.
@@ -63,6 +64,9 @@ func (m *manager) accept() {
 		switch {
 		case errors.As(err, new(syscall.Errno)): // no memory, or no descriptor even so: a daemon that never accepts again would hang its clients
 			time.AfterFunc(retryPause, m.accept)
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			m.inbox <- msgAcceptorRests{}
 			return
 		case err != nil: // closed
 			return
@@ -93,16 +97,28 @@ func (m *manager) turnAway(l *os.File) error {
 	return err
 }
 
-// serve reads requests from one client and writes to it, in two goroutines that own nothing else.
+// serve reads requests from one client and writes to it.
 func (m *manager) serve(f *os.File) {
-	c := &session{conn: newConn(f), out: make(chan []byte, 1), written: make(chan struct{})}
+	c := newSession(f)
 	m.inbox <- msgClient{c}
+	m.attend(c)
+}
+
+func newSession(f *os.File) *session {
+	return &session{conn: newConn(f), out: make(chan []byte, 1), written: make(chan struct{})}
+}
+
+// attend starts the two goroutines of a session, which own nothing else.
+func (m *manager) attend(c *session) {
+	f, out := c.conn.f, c.out
 	go func() {
-		for b := range c.out {
+		for b := range out {
 			reach("client.reply")
-			if _, err := f.Write(b); err != nil {
+			if n, err := f.Write(b); err != nil {
+				c.unsent = b[n:]
 				_ = f.SetDeadline(time.Unix(1, 0)) // the reader ends
-				for range c.out {
+				for b := range out {
+					c.unsent = append(c.unsent, b...)
 				}
 				break
 			}
@@ -139,7 +155,7 @@ func (m *manager) send(c *session, replies ...reply) {
 	}
 	c.backlog = lines.Bytes()
 	c.give()
-	if len(c.backlog) > clientBacklog {
+	if len(c.backlog) > clientBacklog && c.out != nil {
 		_ = c.conn.f.SetDeadline(time.Unix(1, 0)) // its writer must not wait for ever either
 		m.dropClient(c)
 	}
@@ -172,7 +188,7 @@ func (m *manager) done(c *session, code int, text string, hints ...string) {
 // half of the truth.
 func (m *manager) onRequest(c *session, r request) {
 	m.send(c, reply{Proto: protocolVersion, Build: version})
-	if len(m.adopting) > 0 {
+	if len(m.adopting) > 0 || m.resting() {
 		m.parked = append(m.parked, msgRequest{c, r})
 		return
 	}
@@ -217,6 +233,8 @@ func (m *manager) answer(c *session, r request) {
 		m.answerReset(c, r)
 	case "forget":
 		m.answerForget(c, r)
+	case upgradeVerb:
+		m.answerUpgrade(c, r)
 	default:
 		m.done(c, exitUsage, fmt.Sprintf("this daemon (%s) does not know %q", version, r.Verb))
 	}
@@ -300,7 +318,7 @@ func (m *manager) statusOf(name, dir string, enabled map[string]string) (s unitS
 	var u *unit
 	rec := runRecord{}
 	if e != nil {
-		u, rec, x.shimAlive = e.unit, e.record, e.hello
+		u, rec, x.shimAlive, x.outdated = e.unit, e.record, e.hello, e.outdated
 		if e.given != nil && !m.isDown(name) {
 			u = e.given // its file may have been read again since
 		}
@@ -501,6 +519,7 @@ func (m *manager) answerKill(c *session) {
 	if err := m.writeSelf(wantedKilled, 0); err != nil {
 		m.say("%v", err) // kill goes on; it will not survive a crash
 	}
+	m.endUpgrade("`diakonos kill` has come")
 	a := &asker{c: c, verb: verbStop}
 	m.killer = a
 	var names []string
@@ -736,7 +755,7 @@ func (m *manager) forget(name string, r request) *refusal {
 
 // unpark tries again what had to wait.
 func (m *manager) unpark() {
-	if len(m.adopting) > 0 {
+	if len(m.adopting) > 0 || m.resting() {
 		return
 	}
 	list := m.parked
@@ -767,7 +786,7 @@ func killAlone(h home, report func(jobLine)) error {
 	defer unix.Close(lock)
 	closeInherited(3) // shims start here
 	defer unix.Umask(unix.Umask(0o077))
-	m, err := managerWithLock(h, modeAuto)
+	m, err := managerWithLock(h, modeAuto, lock)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: visible, wire, value, sys, unit, log, deps, state, tree, api, render.
+// Uses: visible, wire, value, sys, unit, log, deps, state, tree, api, upgrade, render.
 
 package main
 
@@ -520,6 +520,8 @@ func (sc *lineScanner) field(key string, s *unitStatus) bool {
 		s.ControlPID = sc.number()
 	case "shim_pid":
 		s.ShimPID = sc.number()
+	case "shim_outdated":
+		s.ShimOutdated = sc.boolean()
 	case "supervised":
 		s.Supervised = sc.boolean()
 	case "restarts":
@@ -676,7 +678,7 @@ func (c *client) runJobs() int {
 		return c.usage(err)
 	}
 	t := c.newTeller(names)
-	o, err := c.askJobs(names, t)
+	o, err := c.ask(c.request(names), t.reply)
 	switch {
 	case errors.Is(err, errInterrupted):
 		c.out.w.Flush()
@@ -692,15 +694,15 @@ func (c *client) runJobs() int {
 	return c.result(o)
 }
 
-// askJobs sends the request, and sends it again when the daemon died over it: the wish is on disk by then or
+// ask sends the request, and sends it again when the daemon died over it: the wish is on disk by then or
 // it is not, and asking twice merges.
-func (c *client) askJobs(names []string, t *teller) (o outcome, err error) {
+func (c *client) ask(req request, on func(*reply)) (o outcome, err error) {
 	for range resendLimit {
 		conn, err := c.connectOrStart()
 		if err != nil {
 			return outcome{}, err
 		}
-		o, err = c.converse(conn, c.request(names), mayWait, t.reply)
+		o, err = c.converse(conn, req, mayWait, on)
 		if !errors.Is(err, errLost) || !resent(c.verb) {
 			return o, err
 		}
@@ -712,7 +714,7 @@ func (c *client) askJobs(names []string, t *teller) (o outcome, err error) {
 // another one, a second forget finds nothing.
 func resent(verb string) bool {
 	switch verb {
-	case "start", "stop", "kill", "enable", "disable", "reset-failed":
+	case "start", "stop", "kill", "enable", "disable", "reset-failed", upgradeVerb:
 		return true
 	}
 	return false
@@ -893,6 +895,25 @@ func (c *client) runKill() int {
 		return c.result(o)
 	}
 	return c.noDaemon(errLost)
+}
+
+// runUpgrade has the daemon and all shims become the program that this process runs.
+func (c *client) runUpgrade() int {
+	program, err := filepath.EvalSymlinks(selfExe())
+	if err != nil {
+		return c.fail(errorCode(err), fmt.Sprintf("cannot find the program's own file: %v", err))
+	}
+	t := c.newTeller([]string{daemonName})
+	req := c.request(nil)
+	req.Program = program
+	o, err := c.ask(req, t.reply)
+	switch {
+	case errors.Is(err, errInterrupted):
+		return c.fail(exitFailed, "interrupted; the upgrade goes on", "`diakonos list` tells which shims run another program")
+	case err != nil:
+		return c.noDaemon(err)
+	}
+	return c.result(o)
 }
 
 func (c *client) killedAlone(t *teller, err error) int {
@@ -1494,6 +1515,12 @@ exit code is 1.`},
 starts the enabled units.`},
 		{name: "daemon-status", brief: "the daemon: version, uptime, home, what this machine cannot give", run: (*client).runDaemonStatus,
 			more: `Exit code 0 if a daemon runs, else 3. Starts none.`},
+		{name: upgradeVerb, brief: "daemon and shims become this program; services run on", run: (*client).runUpgrade,
+			more: `For after a new version was put in place: the daemon, then each shim, goes on as
+the program that this command is, with its PID, its children and its clients. No
+service is restarted, and no line of a log is lost. A shim that cannot at this
+moment, because its service is stopping, is named and follows later. It works in
+both directions. Exit code 0 if all of them run this program now.`},
 		{name: "daemon", brief: "run the daemon in the foreground",
 			more: `As diakonosd does. Without it the first command starts one in the background.
 SIGTERM ends the daemon; services run on.`},

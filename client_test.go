@@ -174,6 +174,7 @@ verbs:
   check          find mistakes, cycles and missing requirements in unit files
   kill           stop all services, then the daemon
   daemon-status  the daemon: version, uptime, home, what this machine cannot give
+  daemon-upgrade daemon and shims become this program; services run on
   daemon         run the daemon in the foreground
   install        make the links diakonos, diakonosctl, diakonosd, diakonos-run
   help           this text, or more on a verb; `+"`help keys`"+` lists all keys of unit files
@@ -1088,7 +1089,7 @@ func TestUnitLinesReadTheSameBothWays(t *testing.T) {
 		return string(b) + "\n"
 	}
 	full := unitStatus{Name: "n", Description: "d ü", Documentation: "man:a(1)", UnitFile: "u", LoadState: "ls", LoadError: "le", ActiveState: "a", SubState: "s", Result: "r", Reason: "re",
-		StatusText: "st", MainPID: 1, ControlPID: 2, ShimPID: 3, Supervised: true, Restarts: 4, StateSince: new("5"), StartedAt: new("6"), NextStart: new("7"),
+		StatusText: "st", MainPID: 1, ControlPID: 2, ShimPID: 3, ShimOutdated: true, Supervised: true, Restarts: 4, StateSince: new("5"), StartedAt: new("6"), NextStart: new("7"),
 		ExitCode: new(8), ExitSignal: new("9"), MemoryBytes: new(int64(10)), CPUSeconds: new(11.0), Enabled: true, ChangedOnDisk: true, InvocationID: "12", Cgroup: "13"}
 	for _, row := range []struct {
 		why, line string

@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: visible, wire, sys, unit, deps, supervise, state, tree, api.
+// Uses: visible, wire, sys, unit, deps, supervise, state, tree, handover, api, upgrade.
 
 package main
 
@@ -43,8 +43,10 @@ type manager struct {
 	started    boottime
 	startedAt  time.Time
 	cgroupBase string
-	weaker     []string // what this machine cannot give
-	log        int      // daemon.log, for shims and helpers
+	weaker     []string  // what this machine cannot give
+	program    programID // that we run; zero where there is no /proc
+	lock       int       // on the home
+	log        int       // daemon.log, for shims and helpers
 	listener   *os.File
 	inbox      chan any
 
@@ -69,6 +71,8 @@ type manager struct {
 	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
 	reserve    int                  // descriptor that is given up to answer when there is no other
+	will       *daemonWill          // of the program that this process was before, until its jobs are resumed; nil = it is new
+	upgrade    *upgrade             // `daemon-upgrade` is under way
 }
 
 // supervised is one service of the catalogue.
@@ -92,8 +96,11 @@ type supervised struct {
 	retry  *time.Timer   // of msgRetry
 	later  bool          // until msgRetry nothing is done for the shim
 	leave  bool          // it was told to leave
-	order  *carried      // what its shim is to carry out now
-	due    time.Time     // when its shim must have said more; zero = nothing is expected of it
+
+	outdated bool // the shim runs another program than we do
+
+	order  *carried  // what its shim is to carry out now
+	due    time.Time // when its shim must have said more; zero = nothing is expected of it
 	deaf   deafness
 	worked string // the job that was begun last
 	began  time.Time
@@ -134,9 +141,12 @@ type (
 		c *session
 		r request
 	}
-	msgClientGone  struct{ c *session }
-	msgClientReads struct{ c *session } // its writer is through
-	msgShim        struct {
+	msgClientGone    struct{ c *session }
+	msgClientReads   struct{ c *session } // its writer is through
+	msgClientRests   struct{ c *session } // its writer has ended
+	msgAcceptorRests struct{}
+	msgUpgradeDue    struct{ u *upgrade }
+	msgShim          struct {
 		e    *supervised
 		link *conn
 		f    shimFrame
@@ -155,6 +165,12 @@ type (
 func daemonMain(h home, serviceDir string) int {
 	setProcessName(daemonName)
 	unix.Umask(0o077)
+	will := new(daemonWill)
+	if err := readWill(will); err == nil {
+		return heirMain(will)
+	} else if !errors.Is(err, errNotHandedOver) {
+		return reporter{}.fail(err)
+	}
 	mode := modeForeground
 	if os.Getenv(startedVariable) == modeAuto {
 		mode = modeAuto
@@ -223,11 +239,13 @@ func (r reporter) fail(err error) int {
 
 // newManager takes the home's lock and prepares everything that needs no socket.
 func newManager(h home, mode string) (*manager, error) {
+	lock := lockFD
 	if mode != modeAuto {
 		if err := h.make(); err != nil {
 			return nil, err
 		}
-		if err := takeHome(h); err != nil {
+		var err error
+		if lock, err = takeHome(h); err != nil {
 			return nil, err
 		}
 		closeInherited(3)
@@ -237,12 +255,12 @@ func newManager(h home, mode string) (*manager, error) {
 	if err := h.makeRunRoot(); err != nil { // again: before we had the lock, a `kill` may have removed it
 		return nil, err
 	}
-	return managerWithLock(h, mode)
+	return managerWithLock(h, mode, lock)
 }
 
 // managerWithLock makes the manager for who holds the home's lock.
-func managerWithLock(h home, mode string) (*manager, error) {
-	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
+func managerWithLock(h home, mode string, lock int) (*manager, error) {
+	m := &manager{home: h, mode: mode, lock: lock, program: programOf("self"), started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{}, bereaved: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
 	m.boot, m.pidns = bootIdentity()
@@ -268,42 +286,42 @@ func managerWithLock(h home, mode string) (*manager, error) {
 
 // takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not. One that
 // is just starting is not in daemon.json yet.
-func takeHome(h home) error {
+func takeHome(h home) (lock int, err error) {
 	for s := h.search(); ; s.wait() {
 		reach("daemon.lock")
-		_, err := lockDirectory(h.path)
+		lock, err = lockDirectory(h.path)
 		if err != unix.EWOULDBLOCK {
-			return err
+			return lock, err
 		}
 		switch d, up := h.liveDaemon(); {
 		case up && d.Mode == modeAuto:
 			return takeOver(h, d)
 		case up:
-			return fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
+			return -1, fmt.Errorf("a daemon of %s runs already (mode %s, process %d)", h.path, d.Mode, d.Daemon.PID)
 		case time.Since(s.began) > takeOverMax:
-			return fmt.Errorf("a process that is not in %s holds the lock of %s, and does not let go of it", h.daemonFile(), h.path)
+			return -1, fmt.Errorf("a process that is not in %s holds the lock of %s, and does not let go of it", h.daemonFile(), h.path)
 		}
 	}
 }
 
 // takeOver ends an auto-started daemon and takes its lock.
-func takeOver(h home, d daemonRecord) error {
+func takeOver(h home, d daemonRecord) (lock int, err error) {
 	reach("daemon.oust")
 	if err := signalProcess(d.Daemon, syscall.SIGTERM); err != nil && !errors.Is(err, errGone) {
-		return fmt.Errorf("cannot end the auto-started daemon of %s: %w", h.path, err)
+		return -1, fmt.Errorf("cannot end the auto-started daemon of %s: %w", h.path, err)
 	}
-	fd, err := openRetry(h.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	lock, err = openRetry(h.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	got := make(chan error, 1)
 	reach("daemon.await-lock")
-	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
+	go func() { got <- unix.Flock(lock, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
-		return err
+		return lock, err
 	case <-time.After(takeOverMax):
-		return fmt.Errorf("the auto-started daemon of %s (process %d) does not end", h.path, d.Daemon.PID)
+		return -1, fmt.Errorf("the auto-started daemon of %s (process %d) does not end", h.path, d.Daemon.PID)
 	}
 }
 
@@ -415,6 +433,7 @@ func (m *manager) settle() {
 	m.startShims()
 	m.unpark()
 	m.checkKill()
+	m.checkRest()
 }
 
 func (m *manager) handle(msg any) {
@@ -439,6 +458,9 @@ func (m *manager) handle(msg any) {
 		}
 	case msgClient:
 		m.clients[msg.c] = true
+		if m.resting() {
+			m.putToRest(msg.c)
+		}
 	case msgRequest:
 		m.onRequest(msg.c, msg.r)
 	case msgClientReads:
@@ -446,7 +468,15 @@ func (m *manager) handle(msg any) {
 			msg.c.give()
 		}
 	case msgClientGone:
-		m.dropClient(msg.c)
+		if !m.readerRests(msg.c) {
+			m.dropClient(msg.c)
+		}
+	case msgClientRests:
+		m.writerRests(msg.c)
+	case msgAcceptorRests:
+		m.acceptorRests()
+	case msgUpgradeDue:
+		m.upgradeDue(msg.u)
 	}
 }
 
@@ -1000,7 +1030,7 @@ func (m *manager) handOver(e *supervised) {
 		reach("hand-over.exit")
 		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
 	}
-	fresh := m.adopting[e] && e.tries == 0 // its predecessor was started by a daemon before us
+	fresh := m.adopting[e] && e.tries == 0 && m.will == nil // its predecessor was started by a daemon before us
 	reach("hand-over.hello")
 	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
 	if e.order != nil {
@@ -1045,6 +1075,13 @@ func (m *manager) onShim(msg msgShim) {
 	}
 	if msg.f.State != nil {
 		m.onState(e, *msg.f.State)
+	}
+	switch msg.f.Op {
+	case opHello:
+		e.outdated = m.isOutdated(msg.f)
+		m.shimRenewed(e)
+	case opUpgrade:
+		m.shimRefuses(e, msg.f.Error)
 	}
 	if e.hasAnswered() {
 		m.expectOutcome(e)
@@ -1129,6 +1166,7 @@ func (m *manager) onShimGone(msg msgShimGone) {
 	e.link, e.hello = nil, false
 	if met && e.record.ShimPID == 0 && e.pid == 0 && e.orderly() {
 		e.letGo()
+		m.shimEnded(e)
 		if e.order != nil {
 			m.startShim(e) // a wish that came while it was leaving
 		}
@@ -1332,6 +1370,9 @@ func (m *manager) adoptAll() {
 	for _, name := range names {
 		m.adoptOne(name)
 	}
+	if m.will != nil {
+		m.reap() // what ended while we became another program
+	}
 	m.stale = true
 	m.refreshGraph()
 	if len(m.adopting) == 0 {
@@ -1362,6 +1403,9 @@ func (m *manager) adoptOne(name string) {
 			return
 		}
 	case m.needsShim(e, err):
+		if m.will != nil {
+			m.bereaved[e] = true // its orphans are our children
+		}
 		m.startShim(e)
 	default:
 		return
@@ -1400,12 +1444,14 @@ func (m *manager) resume() {
 			open[kind] = append(open[kind], name)
 		}
 	}
+	wishes := m.wishedJobs()
 	for _, kind := range []jobKind{stopJob, restartJob, startJob, reloadJob} {
 		if names := open[kind]; len(names) > 0 {
 			slices.Sort(names)
 			m.submit(demand{Kind: kind, Names: names, By: byUser})
 		}
 	}
+	m.resumeAskers(wishes)
 	m.checkBindings()
 	if m.firstOfBoot() {
 		m.startEnabled()

@@ -84,7 +84,7 @@ func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
 	}
 	taken := make(chan error, 1)
 	go func() {
-		taken <- takeHome(h)
+		taken <- func() error { _, err := takeHome(h); return err }()
 		_ = other.Process.Kill()
 	}()
 	if err := h.writeDaemon(daemonRecord{Boot: boot, PIDNS: pidns, Mode: modeAuto, Wanted: wantedRunning, Started: bootNow(), Daemon: refOf(other.Process.Pid)}); err != nil {

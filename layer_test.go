@@ -45,11 +45,12 @@ environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
 pump: log sys sys_log
-shim+spawn: codec visible wire sys command unit log supervise state environ tree child pump
-daemon+api: visible wire value sys unit deps supervise state tree
+handover: codec sys
+shim+spawn+renew: codec visible wire sys command unit log supervise state environ tree child pump handover
+daemon+api+upgrade: visible wire value sys unit deps supervise state tree handover
 render: visible wire log tree
-client: visible wire value sys unit log deps state tree api render
-main: visible wire sys state environ shim daemon api client
+client: visible wire value sys unit log deps state tree api upgrade render
+main: visible wire sys state environ handover shim daemon api client
 `
 
 // pureFiles compute only: nothing of the machine, no clock.
@@ -60,7 +61,7 @@ var pureFiles = []string{"deps", "supervise"}
 var pureNames = []string{"syscall.Signal", "syscall.SIG", "syscall.Errno", "unix.SignalName"}
 
 // lockFree files have one owner goroutine each, and no mutex.
-var lockFree = []string{"daemon", "api", "shim", "spawn"}
+var lockFree = []string{"daemon", "api", "upgrade", "shim", "spawn", "renew"}
 
 // noImports: what each process would pay for at its start (DESIGN.md section 10), and what the shim must not do.
 var noImports = []string{"net", "net/http", "os/exec", "os/user", "regexp", "hash/crc32", "log", "log/slog", "text/template", "html/template"}

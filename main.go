@@ -12,7 +12,8 @@
 //	command unit log                     command lines; unit files; log records
 //	deps supervise                       pure: jobs and order; the state machine of a service
 //	state environ tree child pump        the home; who a service is; its processes; the stage; its output
-//	shim spawn daemon api                the two loops
+//	handover                             a process becomes another program
+//	shim spawn renew, daemon api upgrade the two loops
 //	render client main                   what people see
 //
 // On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state unit.json shim.pid
@@ -25,7 +26,7 @@
 // Role: the personality table.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: visible, wire, sys, state, environ, shim, daemon, client.
+// Uses: visible, wire, sys, state, environ, handover, shim, daemon, client.
 package main
 
 import (
@@ -98,7 +99,7 @@ func diakonosMain(args []string) int {
 }
 
 func diakonosdMain(args []string) int {
-	if os.Getenv(startedVariable) != "" { // started by one of us: no flags, and no time to lose
+	if os.Getenv(startedVariable) != "" || os.Getenv(handoverVariable) != "" { // started by one of us: no flags, and no time to lose
 		return daemonMain(home{os.Getenv(homeVariable)}, "")
 	}
 	return diakonosMain(append([]string{"daemon"}, args...))

@@ -39,6 +39,7 @@ type pumpNote struct {
 	Retired bool   // new FIFOs are in place; Text says why not
 	Buried  bool   // the last retired FIFO has come to its end
 	Stopped bool   // the pump is gone
+	Halted  bool   // the pump stands still
 	Settled bool   // what was kept in memory is in the log
 	Hung    bool   // with Drained: the FIFOs are empty, but the disk hangs and the log lacks the end
 	Text    string // worth a line in our own log; sent on change only
@@ -64,6 +65,8 @@ type pump struct {
 	limitAsk   chan [2]int64
 	retireAsk  chan struct{}
 	stopAsk    chan struct{}
+	haltAsk    chan struct{}
+	goesOn     chan struct{}
 	handles    [2]atomic.Int32 // of out and err; -1 = none at present
 	retirees   atomic.Int32    // retired FIFOs that somebody still writes into
 	watch      atomic.Uint32   // pumpFree, pumpAtDisk, pumpRelieved
@@ -112,6 +115,12 @@ type fifo struct {
 	dropped bool   // the ring was full before its end
 }
 
+// stands: it is there under its name.
+func (f *fifo) stands() bool {
+	var st unix.Stat_t
+	return f.path != "" && unix.Lstat(f.path, &st) == nil && st.Ino == f.ino
+}
+
 // Values of pump.watch.
 const (
 	pumpFree     uint32 = iota // the pump goroutine owns the FIFOs
@@ -149,6 +158,8 @@ func startPumpOn(cfg pumpConfig, notes chan<- pumpNote, k kernel, patience time.
 		limitAsk:   make(chan [2]int64, 1),
 		retireAsk:  make(chan struct{}, 1),
 		stopAsk:    make(chan struct{}, 1),
+		haltAsk:    make(chan struct{}, 1),
+		goesOn:     make(chan struct{}, 1),
 		reliefStop: make(chan struct{}),
 		reliefDone: make(chan lostCount),
 		credit:     giveCredit,
@@ -209,6 +220,30 @@ func (p *pump) stop() {
 		p.handles[s].Store(-1)
 	}
 	ask(p, p.stopAsk, struct{}{})
+}
+
+// halt asks the pump to stand still between two batches, which a note tells, until goOn. What is asked meanwhile comes after that.
+func (p *pump) halt() { ask(p, p.haltAsk, struct{}{}) }
+
+// goOn ends the halt of a pump that stands still.
+func (p *pump) goOn() { p.goesOn <- struct{}{} }
+
+// outputs are the descriptors of all FIFOs of a pump that stands still: who goes on with them by their names, in another program, must not let
+// them be without a reader. An error: something of the output is known to this program alone.
+func (p *pump) outputs() (fds []int, err error) {
+	if p.private {
+		return nil, errors.New("it cannot keep its pump file")
+	}
+	for _, f := range p.fifos {
+		switch {
+		case len(f.direct) > 0:
+			return nil, errors.New("output is in memory")
+		case !f.stands():
+			return nil, errors.New("a FIFO that is written into was deleted or replaced")
+		}
+		fds = append(fds, f.fd)
+	}
+	return fds, nil
 }
 
 // ask puts a wish into a channel of one place, instead of the one that may be in it. There is one asker, so it never waits.
@@ -320,6 +355,20 @@ func (p *pump) obey() {
 		p.stopping = true
 	default:
 	}
+	select {
+	case <-p.haltAsk:
+		p.standStill()
+	default:
+	}
+}
+
+// standStill may wait for the owner of the shim, which waits for it.
+func (p *pump) standStill() {
+	for _, n := range append(p.outbox, pumpNote{Halted: true}) {
+		p.notes <- n
+	}
+	p.outbox = nil
+	<-p.goesOn
 }
 
 func (p *pump) setLimits(maxSize int64, maxFiles int) {

@@ -501,6 +501,7 @@ func (v *view) listScreen(units []unitStatus) {
 		v.listLine(cols, rows[i], &units[i])
 	}
 	v.footnotes(units)
+	v.outdatedNotice(units)
 }
 
 func described(s unitStatus) bool { return s.Description != "" }
@@ -627,25 +628,44 @@ const (
 )
 
 func (v *view) unsupervisedNotice(units []unitStatus) {
+	names, count := noticed(units, unsupervised)
+	if count == 0 {
+		return
+	}
+	it := "it"
+	if count > 1 {
+		it = "them"
+	}
+	v.wrapped("", v.paint(inkBad, "unsupervised: "+names+" (nothing restarts or logs "+it+")"))
+	v.line()
+}
+
+// outdatedNotice tells of shims that have not followed an upgrade, or whose daemon was started anew from another file.
+func (v *view) outdatedNotice(units []unitStatus) {
+	names, count := noticed(units, func(s *unitStatus) bool { return s.ShimOutdated })
+	if count == 0 {
+		return
+	}
+	v.line()
+	v.wrapped("", "shims of another program than the daemon: "+names+" (`diakonos daemon-upgrade` makes all run one)")
+}
+
+// noticed are the names of those units for which a notice holds, as far as there is room for them.
+func noticed(units []unitStatus, holds func(*unitStatus) bool) (text string, count int) {
 	var names []string
 	for i := range units {
-		if unsupervised(&units[i]) {
+		if !holds(&units[i]) {
+			continue
+		}
+		if count++; count <= noticeNames {
 			names = append(names, visible(units[i].Name))
 		}
 	}
-	if len(names) == 0 {
-		return
+	text = strings.Join(names, ", ")
+	if count > noticeNames {
+		text += fmt.Sprintf(" and %d more", count-noticeNames)
 	}
-	more, it := "", "it"
-	if len(names) > 1 {
-		it = "them"
-	}
-	if len(names) > noticeNames {
-		more = fmt.Sprintf(" and %d more", len(names)-noticeNames)
-		names = names[:noticeNames]
-	}
-	v.wrapped("", v.paint(inkBad, "unsupervised: "+strings.Join(names, ", ")+more+" (nothing restarts or logs "+it+")"))
-	v.line()
+	return text, count
 }
 
 // footnotes tell what the table has no column for.
@@ -962,6 +982,8 @@ func jobWord(verb, outcome string) string {
 		return "reset"
 	case "forget":
 		return "forgotten"
+	case "daemon-upgrade":
+		return "upgraded"
 	}
 	return visible(verb)
 }
@@ -1008,7 +1030,11 @@ func (v *view) jobText(j *jobLine, names int) string {
 		add(millis(j.Millis))
 	}
 	word := v.paint(jobInk(j.Outcome), padRight(jobWord(j.Verb, j.Outcome), jobWordCells))
-	return strings.TrimRight(word+"  "+padRight(visible(j.Unit), names)+"  "+strings.Join(parts, "  "), " ")
+	unit := j.Unit
+	if unit == "" {
+		unit = "diakonosd"
+	}
+	return strings.TrimRight(word+"  "+padRight(visible(unit), names)+"  "+strings.Join(parts, "  "), " ")
 }
 
 func pidsText(pids []int) string {

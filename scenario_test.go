@@ -161,6 +161,47 @@ func scenarios() []*scenario {
 				r.signal(syscall.SIGKILL, "again")
 				r.instanceChanges("again", func() { os.Remove(cgroup) }) // it cannot be removed while something lives in it
 			}},
+		{name: "upgrade", kinds: []subjectKind{chatty, notify, forking, tree, orphanedKind, againKind}, before: (*trial).startAll, blind: true,
+			do: func(r *trial) {
+				r.replaceProgram()
+				r.upgrade()
+				r.written("chatty", 20)
+			}},
+		{name: "upgrade while much is under way", kinds: []subjectKind{rotatedKind, againKind, hooksKind, notify}, before: (*trial).startAll, blind: true,
+			do: func(r *trial) {
+				r.replaceProgram()
+				var list []asked
+				for _, s := range r.subjects {
+					list = append(list, r.ask(s, "restart"))
+				}
+				r.upgrade()
+				for _, a := range list {
+					r.granted(a)
+				}
+				r.upgrade()
+				r.rotations("rotated", 1)
+			}},
+		{name: "a shim that cannot be upgraded", kinds: []subjectKind{leavingKind, chatty},
+			before: func(r *trial) {
+				r.startAll()
+				r.order("restart", "leaving")
+				r.until("each run leaves a process", func() bool {
+					return len(r.orphans("leaving")) >= 2 && lives(r.instances(r.subject("leaving")))
+				})
+				old, _ := filepath.Glob(filepath.Join(r.home, "run/leaving/*"+retiredMark+"*"))
+				for _, path := range old {
+					r.must(os.Remove(path))
+				}
+			},
+			do: func(r *trial) {
+				r.replaceProgram()
+				r.until("the shim of leaving alone goes on as it is", func() bool {
+					r.may("daemon-upgrade")
+					list, _ := r.list()
+					return !list["chatty"].ShimOutdated && (list["leaving"].ShimOutdated || r.fired(0) != 0)
+				})
+			},
+			after: func(r *trial) { r.killOrphans("leaving") }},
 		{name: "kill", kinds: []subjectKind{chatty, notify, tree}, before: (*trial).startAll,
 			do: func(r *trial) {
 				r.try("kill")
@@ -413,6 +454,30 @@ func scenarios() []*scenario {
 				unix.Close(lock)
 			}},
 	}
+}
+
+// replaceProgram puts another file in the place of the one that commands run, as an installation does.
+func (r *trial) replaceProgram() {
+	r.t.Helper()
+	path := filepath.Join(r.bin, "diakonos")
+	next := path + ".next"
+	r.must(copyFile(path, next))
+	r.must(os.Rename(next, path))
+}
+
+// upgrade has daemon and shims become the program that commands run.
+func (r *trial) upgrade() {
+	r.t.Helper()
+	r.until("all run the new program", func() bool {
+		r.may("daemon-upgrade")
+		list, err := r.list()
+		for _, u := range list {
+			if u.ShimOutdated {
+				return false
+			}
+		}
+		return err == nil
+	})
 }
 
 // rotations waits until a log was rotated so many times.

@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: codec, visible, wire, sys, unit, log, supervise, state, environ, tree, child, pump, spawn.
+// Uses: codec, visible, wire, sys, unit, log, supervise, state, environ, tree, child, pump, handover, spawn, renew.
 
 package main
 
@@ -40,6 +40,8 @@ type shim struct {
 	boot       string
 	pidns      uint64
 	cgroupBase string
+	lock       int
+	will       shimWill // of the program that this process was before; zero = it is new
 	listener   *os.File
 	inbox      chan any
 	hangups    chan os.Signal
@@ -75,6 +77,7 @@ type shim struct {
 	complaint string   // the last one about the service
 	leaving   bool     // nobody is to wait for leftovers
 	attaches  bool     // stages enter the cgroup by themselves: they cannot be born in it
+	renewal   renewal  // the program that we are to become
 	quitting  bool
 }
 
@@ -100,7 +103,10 @@ type (
 		from *conn
 		f    shimFrame
 	}
-	msgClosed struct{ from *conn }
+	msgClosed struct {
+		from *conn
+		err  error
+	}
 	msgReport struct {
 		seq  uint64
 		role role
@@ -167,22 +173,21 @@ func shimMain(args []string) int {
 }
 
 func superviseMain(name string) int {
-	s, err := newShim(name)
+	s := newShim(name)
+	err := s.takePlace()
 	if err == nil {
 		err = s.open()
 	}
 	if err != nil {
-		if s != nil {
-			s.own.end() // what led to it comes first
-		}
+		s.own.end() // what led to it comes first
 		fmt.Fprintf(os.Stderr, "diakonos-run: %q: %s\n", name, visible(err.Error()))
 		return exitFailed
 	}
 	return s.loop()
 }
 
-// newShim takes the lock and everything else that needs no knowledge of the service.
-func newShim(name string) (*shim, error) {
+// newShim makes the shim, and the process fit for it.
+func newShim(name string) *shim {
 	setProcessName(shimName)
 	unbare()
 	debug.SetGCPercent(shimGC)
@@ -193,44 +198,57 @@ func newShim(name string) (*shim, error) {
 		inbox: make(chan any, 16), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1}}
 	s.notify.fd, s.own.files = -1, []int{2}
 	s.boot, s.pidns = bootIdentity()
-	if err := os.Chdir(s.home.runDir(name)); err != nil {
-		return nil, err
+	return s
+}
+
+// takePlace takes the lock and everything else that needs no knowledge of the service; a shim that was renewed has it already.
+func (s *shim) takePlace() (err error) {
+	switch err = readWill(&s.will); {
+	case errors.Is(err, errNotHandedOver):
+		err = s.takeLock()
+	case err == nil:
+		s.lock = s.will.LockFD
 	}
-	if err := lockOwnDirectory(); err != nil {
-		return nil, err
+	if err != nil {
+		return err
 	}
 	setOOMScore("-900") // best effort: an out-of-memory kill of ours would cost supervision
 	if err := becomeSubreaper(); err != nil {
-		return nil, fmt.Errorf("cannot become subreaper: %v", err)
+		return fmt.Errorf("cannot become subreaper: %v", err)
 	}
-	var err error
 	reach("shim.pid")
 	if err = rewriteFile("shim.pid", pidFileText(os.Getpid())); err != nil {
 		s.warn("%v", err) // a full disk must not keep a service unsupervised
 	}
 	if s.state, err = openRecord("state"); err != nil {
-		return nil, err
+		return err
+	}
+	if s.listener = inherited(s.will.ListenerFD, shimSocketName); s.listener != nil {
+		return nil
 	}
 	if s.listener, err = listenAt(".", shimSocketName); err != nil {
 		s.warn("%v", err)
 	}
-	return s, nil
+	return nil
 }
 
-// lockOwnDirectory takes the lock on run/NAME, and never gives it back. A predecessor that was killed may need a moment to be gone.
-func lockOwnDirectory() error {
+// takeLock enters run/NAME and takes the lock on it, for ever. A predecessor that was killed may need a moment to be gone.
+func (s *shim) takeLock() (err error) {
+	if err := os.Chdir(s.home.runDir(s.name)); err != nil {
+		return err
+	}
 	reach("shim.lock")
-	_, err := lockDirectory(".")
+	s.lock, err = lockDirectory(".")
 	if err != unix.EWOULDBLOCK {
 		return err
 	}
-	fd, err := openRetry(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	s.lock, err = openRetry(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	got := make(chan error, 1)
 	reach("shim.await-lock")
-	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
+	go func() { got <- unix.Flock(s.lock, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
 		return err
@@ -268,7 +286,7 @@ func (s *shim) open() error {
 			}
 		}
 	}()
-	handed := s.meetDaemon()
+	handed := s.receive()
 	if s.listener != nil {
 		go s.accept(s.listener)
 	}
@@ -287,9 +305,23 @@ func (s *shim) open() error {
 	if fd, ok := handed.held[heldMain]; ok {
 		unix.Close(fd) // it was for the exit status only
 	}
+	for _, fd := range s.will.OutputFDs { // the pump has its own
+		unix.Close(fd)
+	}
+	if s.will.LockFD != 0 {
+		s.reap() // what ended meanwhile
+	}
 	s.greetDaemon()
 	s.settle()
 	return nil
+}
+
+// receive returns what is known of a predecessor: from the daemon, or from the program that this process was before.
+func (s *shim) receive() handover {
+	if s.will.LockFD != 0 {
+		return s.inherit()
+	}
+	return s.meetDaemon()
 }
 
 // handover is what the daemon knows of a predecessor.
@@ -364,7 +396,7 @@ func (s *shim) read(c *conn) {
 		var f shimFrame
 		err := c.readFrame(&f)
 		if err != nil {
-			s.inbox <- msgClosed{c}
+			s.inbox <- msgClosed{c, err}
 			return
 		}
 		s.inbox <- msgFrame{c, f}
@@ -423,6 +455,9 @@ func (s *shim) adopt(h handover) (err error) {
 	s.svc.Orphans = append(s.svc.Orphans, h.orphans...)
 	idle := s.svc.Sub == dead && s.svc.Spawning == ""
 	s.adopted = !idle || s.svc.Retire
+	if s.will.LockFD != 0 {
+		s.adopted = s.will.Adopted
+	}
 	if s.svc.Retire {
 		s.retire()
 	}
@@ -469,6 +504,11 @@ func (s *shim) adopt(h handover) (err error) {
 func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) (exitStatus, error) {
 	if ref.zero() {
 		return exitStatus{}, nil
+	}
+	if s.ownChild(ref) { // SIGCHLD tells its end, or reap finds it
+		fd, err := unix.PidfdOpen(ref.PID, unix.PIDFD_NONBLOCK)
+		*p = process{ref: ref, fd: fd, child: true}
+		return exitStatus{}, err
 	}
 	fd, err := openProcess(ref)
 	switch {
@@ -618,7 +658,7 @@ func (s *shim) handle(m any) {
 	case msgFrame:
 		s.onFrame(m.from, m.f)
 	case msgClosed:
-		s.onClosed(m.from)
+		s.onClosed(m)
 	case msgReport:
 		s.onReport(m)
 	case msgGone:
@@ -720,6 +760,7 @@ func (s *shim) settle() {
 		s.svc.ShimPID = 0 // who hears of the job's end sees that no shim is left
 	}
 	s.save()
+	s.renew()
 	s.armTimer()
 }
 
@@ -911,6 +952,8 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 		s.leaving, s.quitting = true, true
 	case opHeal:
 		s.heal(c)
+	case opUpgrade:
+		s.renewal.program = f.Program
 	}
 }
 
@@ -923,12 +966,15 @@ func (s *shim) newDaemon(c *conn) {
 	s.greetDaemon()
 }
 
-func (s *shim) onClosed(c *conn) {
-	if c == s.daemon {
+func (s *shim) onClosed(m msgClosed) {
+	if s.linkEnded(m) {
+		return
+	}
+	if m.from == s.daemon {
 		s.daemon = nil
 		s.lostDaemon()
 	}
-	c.close()
+	m.from.close()
 }
 
 // onExitNote: somebody reaped a process of ours and tells how it ended.
@@ -1453,6 +1499,9 @@ func (s *shim) awaitChildren() {
 func (s *shim) onPump(n pumpNote) {
 	if n.Text != "" {
 		s.warn("%s", n.Text)
+	}
+	if n.Halted {
+		s.renewal.step = renewalHalted
 	}
 	s.awaitChildren()
 	if n.Retired {

@@ -825,18 +825,26 @@ func (h home) startDaemon(lock int, l launch, hangups chan<- os.Signal) error {
 	return nil
 }
 
-// newerBinary returns the program that daemon.json names, if a daemon may be started from it: a regular file of ours or root's that is
-// not older than our own program. "" = use our own.
+// newerBinary returns the program that daemon.json names, if a daemon may be started from it: one that is trusted and not older than our
+// own. "" = use our own.
 func (d daemonRecord) newerBinary() string {
-	var own, st unix.Stat_t
-	if d.Binary == "" || unix.Stat(selfExe(), &own) != nil || unix.Stat(d.Binary, &st) != nil {
-		return ""
-	}
-	ours := st.Uid == 0 || int(st.Uid) == os.Geteuid()
-	if !ours || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 || st.Mtim.Nano() < own.Mtim.Nano() {
+	var own unix.Stat_t
+	st, err := trustedProgram(d.Binary)
+	if err != nil || unix.Stat(selfExe(), &own) != nil || st.Mtim.Nano() < own.Mtim.Nano() {
 		return ""
 	}
 	return d.Binary
+}
+
+// trustedProgram looks at a program that we are to start or to become: a regular file of ours or root's that nobody else can write.
+func trustedProgram(path string) (st unix.Stat_t, err error) {
+	if err = unix.Stat(path, &st); err != nil {
+		return st, fmt.Errorf("cannot use program %s: %w", path, err)
+	}
+	if ours := st.Uid == 0 || int(st.Uid) == os.Geteuid(); !ours || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 {
+		return st, fmt.Errorf("cannot use program %s: it has to be a file of ours or root's that others cannot write", path)
+	}
+	return st, nil
 }
 
 // ---- our own messages
@@ -903,6 +911,7 @@ type statusFacts struct {
 	loadState, loadError string
 	path                 string // of the file that would be read
 	shimAlive            bool
+	outdated             bool // the shim runs another program than who tells the status
 	enabled, changed     bool
 }
 
@@ -925,7 +934,7 @@ func statusOf(name string, u *unit, rec runRecord, x statusFacts) unitStatus {
 		s.Description, s.Documentation, s.UnitFile = u.Description, strings.Join(u.Documentation, " "), u.Path
 	}
 	if x.shimAlive {
-		s.ShimPID = rec.ShimPID
+		s.ShimPID, s.ShimOutdated = rec.ShimPID, x.outdated
 	}
 	s.Supervised = x.shimAlive || rec.Main.zero() && rec.Control.zero() && (sub == dead || sub == failed || sub == exited)
 	s.StateSince, s.StartedAt = stamp(rec.Since), stamp(rec.Started)
@@ -990,6 +999,9 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 	x.enabled = enabledErr == nil
 	if !x.shimAlive {
 		rec = withoutDead(rec)
+	} else if own := programOf("self"); own != (programID{}) {
+		other := programOf(strconv.Itoa(rec.ShimPID))
+		x.outdated = other != own && other != (programID{})
 	}
 	return statusOf(name, u, rec, x)
 }

@@ -120,6 +120,11 @@ func readSmall(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	return readToEnd(fd)
+}
+
+// readToEnd reads on to the end.
+func readToEnd(fd int) ([]byte, error) {
 	b := make([]byte, 0, 512)
 	for {
 		n, err := unix.Read(fd, b[len(b):cap(b)])
@@ -389,6 +394,16 @@ func endedChild() (waitedChild, error) {
 	return waitedChild{int(info.pid), exitStatus{how, int(info.status)}}, nil
 }
 
+// isChild: pid is a child of ours that runs, or has ended and was not reaped.
+func isChild(pid int) bool {
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_PID, uintptr(pid), 0, unix.WEXITED|unix.WNOWAIT|unix.WNOHANG, 0, 0)
+		if errno != unix.EINTR {
+			return errno == 0
+		}
+	}
+}
+
 // hasChildren: there is one at least, whose end comes as SIGCHLD.
 func hasChildren() bool {
 	_, err := endedChild()
@@ -455,6 +470,18 @@ func selfExe() string {
 		return ownLink
 	}
 	return os.Getenv(binaryVariable)
+}
+
+// programID names the file that a process runs, also after it was replaced or deleted. The zero value: not known.
+type programID struct{ dev, ino uint64 }
+
+// programOf looks at the program of a process; "self" is our own.
+func programOf(pid string) programID {
+	var st unix.Stat_t
+	if unix.Stat("/proc/"+pid+"/exe", &st) != nil {
+		return programID{}
+	}
+	return programID{st.Dev, st.Ino}
 }
 
 // setProcessName sets what ps(1) shows as the command (at most 15 bytes), and by what a tree knows daemons and shims. It is the name of

@@ -465,7 +465,7 @@ func decodeStageReport(b []byte) (ok bool, f stageFailure) {
 
 // ---- control protocol between daemon and shims
 
-// Ops of shimFrame. From the shim: hello, state. To the shim: hello, want, held, exit, orphans, reset, idle, leave, heal.
+// Ops of shimFrame. From the shim: hello, state, upgrade. To the shim: hello, want, held, exit, orphans, reset, idle, leave, heal, upgrade.
 const (
 	opHello   = "hello"   // first frame of each side
 	opState   = "state"   // State is new; Names label the descriptors that travel with it, to be held
@@ -477,21 +477,23 @@ const (
 	opIdle    = "idle"    // the wish that may keep an idle shim is withdrawn
 	opLeave   = "leave"   // `kill`: end, also if leftovers of KillMode=process still write
 	opHeal    = "heal"    // start a daemon (asked by a client that runs inside this service)
+	opUpgrade = "upgrade" // become Program; from the shim: it stays what it is, for Error
 )
 
 // shimFrame is one line between a shim and a daemon or client. The smallest protocol: it only grows.
 type shimFrame struct {
-	Op    string     `json:"op"`
-	Proto int        `json:"proto,omitempty"` // hello
-	Build string     `json:"build,omitempty"` // hello
-	Role  string     `json:"role,omitempty"`  // hello to the shim: daemon or client
-	Fresh bool       `json:"fresh,omitempty"` // hello of a daemon that has just come: it has reaped nothing of this service
-	Job   string     `json:"job,omitempty"`   // want
-	State *runRecord `json:"state,omitempty"`
-	Names []string   `json:"names,omitempty"`
-	Exit  *exitNote  `json:"exit,omitempty"`
-	Refs  []pidRef   `json:"refs,omitempty"`
-	Error string     `json:"error,omitempty"`
+	Op      string     `json:"op"`
+	Proto   int        `json:"proto,omitempty"` // hello
+	Build   string     `json:"build,omitempty"` // hello
+	Role    string     `json:"role,omitempty"`  // hello to the shim: daemon or client
+	Fresh   bool       `json:"fresh,omitempty"` // hello of a daemon that has just come: it has reaped nothing of this service
+	Job     string     `json:"job,omitempty"`   // want
+	State   *runRecord `json:"state,omitempty"`
+	Names   []string   `json:"names,omitempty"`
+	Exit    *exitNote  `json:"exit,omitempty"`
+	Refs    []pidRef   `json:"refs,omitempty"`
+	Program string     `json:"program,omitempty"` // upgrade: absolute path
+	Error   string     `json:"error,omitempty"`
 }
 
 func (f *shimFrame) fields(c *codec) {
@@ -505,6 +507,7 @@ func (f *shimFrame) fields(c *codec) {
 	textsField(c, "names", ifSet, &f.Names)
 	pointerField(c, "exit", ifSet, &f.Exit)
 	recordsField(c, "refs", ifSet, &f.Refs)
+	textField(c, "program", ifSet, &f.Program)
 	textField(c, "error", ifSet, &f.Error)
 }
 
@@ -537,6 +540,7 @@ type request struct {
 	ServiceDir string   `json:"service_dir,omitempty"`
 	Names      []string `json:"names,omitempty"`
 	NoBlock    bool     `json:"no_block,omitempty"`
+	Program    string   `json:"program,omitempty"` // daemon-upgrade: absolute path of the client's own
 }
 
 // reply is one line of the daemon's answer; the last has Done. Exactly one field beside Proto and Build is set.
@@ -586,7 +590,8 @@ type unitStatus struct {
 	MainPID       int      `json:"main_pid"`
 	ControlPID    int      `json:"control_pid"`
 	ShimPID       int      `json:"shim_pid"`
-	Supervised    bool     `json:"supervised"` // false: it has processes or waits for its restart, and no shim
+	ShimOutdated  bool     `json:"shim_outdated"` // its shim runs another program than the daemon
+	Supervised    bool     `json:"supervised"`    // false: it has processes or waits for its restart, and no shim
 	Restarts      int      `json:"restarts"`
 	StateSince    *string  `json:"state_since"` // RFC 3339
 	StartedAt     *string  `json:"started_at"`  // RFC 3339
@@ -615,6 +620,134 @@ type daemonStatus struct {
 	Cgroup     string   `json:"cgroup"`      // where services' cgroups are made; "" = none
 	Weaker     []string `json:"weaker"`      // what this machine cannot give, a sentence each
 	ServiceDir string   `json:"service_dir"` // of the first client
+}
+
+// ---- wills: what a daemon or a shim leaves to the program that it becomes (handover.go). Numbers named FD are descriptors that it inherits; 0 = none.
+
+// shimWill is what a shim leaves beside its records.
+type shimWill struct {
+	Version    int    `json:"v"`
+	Build      string `json:"build"` // of the writer
+	LockFD     int    `json:"lock_fd"`
+	ListenerFD int    `json:"listener_fd,omitempty"`
+	DaemonFD   int    `json:"daemon_fd,omitempty"`
+	Unread     string `json:"unread,omitempty"`    // hex: what came from the daemon and is no whole frame yet
+	Received   []int  `json:"received,omitempty"`  // descriptors that came with it
+	OutputFDs  []int  `json:"output_fds"`          // FIFOs: what is in them goes with the last of their readers
+	MainFD     int    `json:"main_fd,omitempty"`   // pidfd of the main process
+	NotifyFD   int    `json:"notify_fd,omitempty"` // socket of sd_notify
+	Adopted    bool   `json:"adopted,omitempty"`   // processes of the service may not descend from the shim
+}
+
+func (w *shimWill) fields(c *codec) {
+	numberField(c, "v", always, &w.Version)
+	textField(c, "build", always, &w.Build)
+	numberField(c, "lock_fd", always, &w.LockFD)
+	numberField(c, "listener_fd", ifSet, &w.ListenerFD)
+	numberField(c, "daemon_fd", ifSet, &w.DaemonFD)
+	textField(c, "unread", ifSet, &w.Unread)
+	numbersField(c, "received", ifSet, &w.Received)
+	numbersField(c, "output_fds", always, &w.OutputFDs)
+	numberField(c, "main_fd", ifSet, &w.MainFD)
+	numberField(c, "notify_fd", ifSet, &w.NotifyFD)
+	flagField(c, "adopted", ifSet, &w.Adopted)
+}
+
+// daemonWill is what a daemon leaves that neither shims nor disk know.
+type daemonWill struct {
+	Version    int           `json:"v"`
+	Build      string        `json:"build"` // of the writer
+	Home       string        `json:"home"`
+	Mode       string        `json:"mode"`
+	ServiceDir string        `json:"service_dir,omitempty"` // of the first client
+	LockFD     int           `json:"lock_fd"`
+	ListenerFD int           `json:"listener_fd"`
+	Services   []serviceWill `json:"services"`
+	Clients    []clientWill  `json:"clients"`
+	Askers     []askerWill   `json:"askers"`
+	Reloads    []string      `json:"reloads,omitempty"` // units whose reload waits for their present job, which alone has a wish on disk
+}
+
+func (w *daemonWill) fields(c *codec) {
+	numberField(c, "v", always, &w.Version)
+	textField(c, "build", always, &w.Build)
+	textField(c, "home", always, &w.Home)
+	textField(c, "mode", always, &w.Mode)
+	textField(c, "service_dir", ifSet, &w.ServiceDir)
+	numberField(c, "lock_fd", always, &w.LockFD)
+	numberField(c, "listener_fd", always, &w.ListenerFD)
+	recordsField(c, "services", always, &w.Services)
+	recordsField(c, "clients", always, &w.Clients)
+	recordsField(c, "askers", always, &w.Askers)
+	textsField(c, "reloads", ifSet, &w.Reloads)
+}
+
+// serviceWill is what the daemon holds for a shim's successor.
+type serviceWill struct {
+	Name    string     `json:"name"`
+	Labels  []string   `json:"labels,omitempty"`
+	HeldFDs []int      `json:"held_fds,omitempty"` // as labelled
+	Exits   []exitNote `json:"exits,omitempty"`    // that no state of a shim has shown yet
+	Gone    []pidRef   `json:"gone,omitempty"`     // orphans of a dead shim
+}
+
+func (w *serviceWill) fields(c *codec) {
+	textField(c, "name", always, &w.Name)
+	textsField(c, "labels", ifSet, &w.Labels)
+	numbersField(c, "held_fds", ifSet, &w.HeldFDs)
+	recordsField(c, "exits", ifSet, &w.Exits)
+	recordsField(c, "gone", ifSet, &w.Gone)
+}
+
+// clientWill is the connection of a client.
+type clientWill struct {
+	FD       int      `json:"fd"`
+	Unread   string   `json:"unread,omitempty"`   // hex: no whole request yet
+	Unsent   string   `json:"unsent,omitempty"`   // hex: of answers
+	Requests []string `json:"requests,omitempty"` // read and not answered
+}
+
+func (w *clientWill) fields(c *codec) {
+	numberField(c, "fd", always, &w.FD)
+	textField(c, "unread", ifSet, &w.Unread)
+	textField(c, "unsent", ifSet, &w.Unsent)
+	textsField(c, "requests", ifSet, &w.Requests)
+}
+
+// askerWill is a request that waits for jobs.
+type askerWill struct {
+	Client int        `json:"client"` // index of daemonWill.Clients
+	Verb   string     `json:"verb"`
+	Jobs   []waitWill `json:"jobs,omitempty"`
+	Failed bool       `json:"failed,omitempty"`
+	Errors []string   `json:"errors,omitempty"`
+	Hints  []string   `json:"hints,omitempty"`
+	Code   int        `json:"code,omitempty"`
+}
+
+func (w *askerWill) fields(c *codec) {
+	numberField(c, "client", always, &w.Client)
+	textField(c, "verb", always, &w.Verb)
+	recordsField(c, "jobs", ifSet, &w.Jobs)
+	flagField(c, "failed", ifSet, &w.Failed)
+	textsField(c, "errors", ifSet, &w.Errors)
+	textsField(c, "hints", ifSet, &w.Hints)
+	numberField(c, "code", ifSet, &w.Code)
+}
+
+// waitWill is a job that is waited for.
+type waitWill struct {
+	Unit   string `json:"unit"`
+	Job    string `json:"job"` // its id, with which that of its wish begins
+	Verb   string `json:"verb"`
+	Anchor bool   `json:"anchor,omitempty"`
+}
+
+func (w *waitWill) fields(c *codec) {
+	textField(c, "unit", always, &w.Unit)
+	textField(c, "job", always, &w.Job)
+	textField(c, "verb", always, &w.Verb)
+	flagField(c, "anchor", ifSet, &w.Anchor)
 }
 
 // ---- sd_notify

@@ -1,0 +1,173 @@
+// Role: the shim becomes another program, with its PID and its children: when it may, what it brings to rest before, what it hands over.
+// Runs in: shim.
+// Owns: nothing beside what shim.go owns.
+// Uses: wire, sys, state, supervise, handover, shim.
+
+package main
+
+import (
+	"encoding/hex"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// renewal is what the shim does about a program that it is to become. A successor after a SIGKILL goes on from records and FIFOs; so does
+// the new program, and in addition it inherits what only a process can have: lock, sockets, children. What this program knows alone must be
+// at rest: a start under way, the end of a stop, a drain; a frame that is half read.
+type renewal struct {
+	program string // "" = none
+	step    renewalStep
+	link    *conn // to the daemon: nothing more is to be read from it, or is
+}
+
+type renewalStep int
+
+const (
+	renewalWaits  renewalStep = iota // for a moment in which nothing is under way
+	renewalQuiets                    // the reader of link has been told to end
+	renewalQuiet                     // it has
+	renewalHalts                     // the pump comes to a halt
+	renewalHalted
+)
+
+// renew goes on with the renewal, at the end of a round of the loop: the state is on disk.
+func (s *shim) renew() {
+	r := &s.renewal
+	switch {
+	case r.program == "":
+	case !s.mayRenew():
+		s.postponeRenewal()
+	case r.step == renewalWaits:
+		r.step, r.link = renewalQuiets, s.daemon
+		_ = r.link.f.SetReadDeadline(time.Unix(1, 0)) // cannot fail for a socket in the poller
+	case r.step == renewalQuiet && s.pump != nil:
+		r.step = renewalHalts
+		s.pump.halt()
+	case r.step == renewalQuiet, r.step == renewalHalted:
+		s.become()
+	}
+}
+
+// mayRenew: the records tell a successor all that there is to know.
+func (s *shim) mayRenew() bool {
+	switch s.svc.Sub {
+	case stopping, stopSigterm, stopSigkill, stopPost, finalSigterm, finalSigkill: // a signal is not sent twice; it is over soon
+		return false
+	}
+	settled := func(p *process) bool { return !p.pending && p.failed == nil && !p.gone }
+	return s.daemon != nil && (s.renewal.link == nil || s.renewal.link == s.daemon) && !s.quitting &&
+		settled(&s.main) && settled(&s.control) && s.svc.Spawning == "" && s.svc.next == nil && s.waiting == nil && s.owed == nil &&
+		!s.retiring && s.undrained == 0 && (s.pump == nil || !s.pump.owes()) && s.outputStands()
+}
+
+// postponeRenewal goes back to where the renewal waits: something has begun while things were brought to rest. An answer that is on the
+// way comes first, or it would be taken for that of the next try.
+func (s *shim) postponeRenewal() {
+	r := &s.renewal
+	switch r.step {
+	case renewalWaits, renewalQuiets, renewalHalts:
+		return
+	case renewalHalted:
+		s.pump.goOn()
+	case renewalQuiet:
+	}
+	link := r.link
+	r.step, r.link = renewalWaits, nil
+	if link != s.daemon { // another daemon has come meanwhile
+		link.close()
+		return
+	}
+	_ = link.f.SetReadDeadline(time.Time{})
+	go s.read(link)
+}
+
+// linkEnded: nothing more comes from the daemon that we were to hear no more of. true: it has been told to the renewal.
+func (s *shim) linkEnded(m msgClosed) bool {
+	r := &s.renewal
+	if m.from != r.link || r.step != renewalQuiets {
+		return false
+	}
+	if errors.Is(m.err, os.ErrDeadlineExceeded) {
+		r.step = renewalQuiet
+		return true
+	}
+	r.step, r.link = renewalWaits, nil
+	return false
+}
+
+// become becomes the other program, or tells the daemon why not.
+func (s *shim) become() {
+	x, err := s.succession()
+	if err == nil {
+		s.own.end()
+		err = x.carryOut()
+		s.own = ownLog{files: s.own.files}
+	}
+	s.warn("%v", err)
+	s.postponeRenewal()
+	s.renewal = renewal{}
+	reach("shim.refuse")
+	if s.daemon.send(shimFrame{Op: opUpgrade, Error: err.Error()}) != nil {
+		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // its reader tells us that it is closed
+	}
+}
+
+func (s *shim) succession() (succession, error) {
+	if _, err := trustedProgram(s.renewal.program); err != nil {
+		return succession{}, err
+	}
+	w := shimWill{Version: protocolVersion, Build: version, LockFD: s.lock, Adopted: s.adopted, DaemonFD: int(s.daemon.f.Fd()),
+		Unread: hex.EncodeToString(s.daemon.buf), Received: s.daemon.fds}
+	if s.listener != nil {
+		w.ListenerFD = int(s.listener.Fd())
+	}
+	if s.main.fd >= 0 {
+		w.MainFD = s.main.fd
+	}
+	if s.notify.fd >= 0 {
+		w.NotifyFD = s.notify.fd
+	}
+	if s.pump != nil {
+		var err error
+		if w.OutputFDs, err = s.pump.outputs(); err != nil {
+			return succession{}, err
+		}
+	}
+	x := succession{program: s.renewal.program, argv: shimArguments(s.name), env: bare(os.Environ()), will: &w}
+	for _, fd := range append(append([]int{w.LockFD, w.ListenerFD, w.DaemonFD, w.MainFD, w.NotifyFD}, w.Received...), w.OutputFDs...) {
+		if fd > 0 {
+			x.keep = append(x.keep, fd)
+		}
+	}
+	return x, nil
+}
+
+// inherit takes what the program before this one has left. The daemon reads on where that stopped.
+func (s *shim) inherit() handover {
+	h := handover{held: map[string]int{}}
+	for label, fd := range map[string]int{heldMain: s.will.MainFD, heldNotify: s.will.NotifyFD} {
+		if fd != 0 {
+			h.held[label] = fd
+		}
+	}
+	if f := inherited(s.will.DaemonFD, "daemon"); f != nil {
+		s.daemon = newConn(f)
+		s.daemon.buf, _ = hex.DecodeString(s.will.Unread)
+		s.daemon.fds = s.will.Received
+		go s.read(s.daemon)
+	}
+	return h
+}
+
+// ownChild: the process that ref names is a child of ours, which it can be only after a renewal. As long as it is not reaped its PID is
+// nobody else's.
+func (s *shim) ownChild(ref pidRef) bool {
+	if !isChild(ref.PID) {
+		return false
+	}
+	st, err := readStat(ref.PID)
+	return err != nil || ref.Start == 0 || st.start == ref.Start
+}
