@@ -509,7 +509,7 @@ func (m *manager) end() {
 
 // readAgain is SIGHUP: read units again, start and stop nothing; bind the socket anew if its path was deleted.
 func (m *manager) readAgain() {
-	if m.listener != nil && unix.Access(m.home.path+"/"+socketName, unix.F_OK) != nil {
+	if m.listener != nil && !m.resting() && unix.Access(m.home.path+"/"+socketName, unix.F_OK) != nil {
 		old := m.listener
 		if err := m.listen(); err != nil {
 			m.listener = old

@@ -8,6 +8,7 @@ package main
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 // at rest: a start under way, the end of a stop, a drain; a frame that is half read.
 type renewal struct {
 	program string // "" = none
+	inode   uint64 // of its file, as the daemon runs it; 0 = not known
 	step    renewalStep
 	link    *conn // to the daemon: nothing more is to be read from it, or is
 }
@@ -27,10 +29,10 @@ type renewalStep int
 
 const (
 	renewalWaits  renewalStep = iota // for a moment in which nothing is under way
-	renewalQuiets                    // the reader of link has been told to end
-	renewalQuiet                     // it has
-	renewalHalts                     // the pump comes to a halt
+	renewalHalts                     // the pump comes to a halt, which a disk that hangs may hold up
 	renewalHalted
+	renewalQuiets // the reader of link has been told to end
+	renewalQuiet  // it has
 )
 
 // renew goes on with the renewal, at the end of a round of the loop: the state is on disk.
@@ -40,13 +42,13 @@ func (s *shim) renew() {
 	case r.program == "":
 	case !s.mayRenew():
 		s.postponeRenewal()
-	case r.step == renewalWaits:
-		r.step, r.link = renewalQuiets, s.daemon
-		_ = r.link.f.SetReadDeadline(time.Unix(1, 0)) // cannot fail for a socket in the poller
-	case r.step == renewalQuiet && s.pump != nil:
+	case r.step == renewalWaits && s.pump != nil:
 		r.step = renewalHalts
 		s.pump.halt()
-	case r.step == renewalQuiet, r.step == renewalHalted:
+	case r.step == renewalWaits, r.step == renewalHalted:
+		r.step, r.link = renewalQuiets, s.daemon
+		_ = r.link.f.SetReadDeadline(time.Unix(1, 0)) // cannot fail for a socket in the poller
+	case r.step == renewalQuiet:
 		s.become()
 	}
 }
@@ -68,20 +70,23 @@ func (s *shim) mayRenew() bool {
 func (s *shim) postponeRenewal() {
 	r := &s.renewal
 	switch r.step {
-	case renewalWaits, renewalQuiets, renewalHalts:
+	case renewalWaits, renewalHalts, renewalQuiets:
 		return
-	case renewalHalted:
-		s.pump.goOn()
-	case renewalQuiet:
+	case renewalHalted, renewalQuiet:
+		if s.pump != nil {
+			s.pump.goOn()
+		}
 	}
 	link := r.link
 	r.step, r.link = renewalWaits, nil
-	if link != s.daemon { // another daemon has come meanwhile
+	switch link {
+	case nil:
+	case s.daemon:
+		_ = link.f.SetReadDeadline(time.Time{})
+		go s.read(link)
+	default: // another daemon has come meanwhile
 		link.close()
-		return
 	}
-	_ = link.f.SetReadDeadline(time.Time{})
-	go s.read(link)
 }
 
 // linkEnded: nothing more comes from the daemon that we were to hear no more of. true: it has been told to the renewal.
@@ -94,7 +99,7 @@ func (s *shim) linkEnded(m msgClosed) bool {
 		r.step = renewalQuiet
 		return true
 	}
-	r.step, r.link = renewalWaits, nil
+	r.step, r.link = renewalHalted, nil
 	return false
 }
 
@@ -116,7 +121,11 @@ func (s *shim) become() {
 }
 
 func (s *shim) succession() (succession, error) {
-	if _, err := trustedProgram(s.renewal.program); err != nil {
+	st, err := trustedProgram(s.renewal.program)
+	if err == nil && s.renewal.inode != 0 && st.Ino != s.renewal.inode {
+		err = fmt.Errorf("cannot use program %s: it was replaced meanwhile", s.renewal.program)
+	}
+	if err != nil {
 		return succession{}, err
 	}
 	w := shimWill{Version: protocolVersion, Build: version, LockFD: s.lock, Adopted: s.adopted, DaemonFD: int(s.daemon.f.Fd()),
@@ -131,7 +140,6 @@ func (s *shim) succession() (succession, error) {
 		w.NotifyFD = s.notify.fd
 	}
 	if s.pump != nil {
-		var err error
 		if w.OutputFDs, err = s.pump.outputs(); err != nil {
 			return succession{}, err
 		}

@@ -953,7 +953,7 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 	case opHeal:
 		s.heal(c)
 	case opUpgrade:
-		s.renewal.program = f.Program
+		s.renewal.program, s.renewal.inode = f.Program, f.Inode
 	}
 }
 

@@ -327,8 +327,11 @@ func heirMain(will *daemonWill) int {
 		return ready.fail(err)
 	}
 	m.will, m.serviceDir = will, will.ServiceDir
-	if m.listener = inherited(will.ListenerFD, socketName); m.listener == nil {
-		return ready.fail(fmt.Errorf("cannot take over: the socket of %s was not handed over", h.path))
+	m.listener = inherited(will.ListenerFD, socketName)
+	if m.listener == nil || unix.Access(h.path+"/"+socketName, unix.F_OK) != nil { // it may have been deleted just before
+		if err := m.listen(); err != nil {
+			return ready.fail(err)
+		}
 	}
 	m.watchSignals()
 	if err := m.announceSelf(); err != nil {
@@ -499,7 +502,7 @@ func (m *manager) tellShims(most int) {
 		u.queue = u.queue[1:]
 		if e.hello && e.outdated {
 			u.told[e] = time.Now()
-			m.poke(e, shimFrame{Op: opUpgrade, Program: u.program})
+			m.poke(e, shimFrame{Op: opUpgrade, Program: u.program, Inode: m.program.ino})
 		}
 	}
 	if len(u.told) == 0 {

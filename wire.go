@@ -493,6 +493,7 @@ type shimFrame struct {
 	Exit    *exitNote  `json:"exit,omitempty"`
 	Refs    []pidRef   `json:"refs,omitempty"`
 	Program string     `json:"program,omitempty"` // upgrade: absolute path
+	Inode   uint64     `json:"inode,omitempty"`   // of Program
 	Error   string     `json:"error,omitempty"`
 }
 
@@ -508,6 +509,7 @@ func (f *shimFrame) fields(c *codec) {
 	pointerField(c, "exit", ifSet, &f.Exit)
 	recordsField(c, "refs", ifSet, &f.Refs)
 	textField(c, "program", ifSet, &f.Program)
+	numberField(c, "inode", ifSet, &f.Inode)
 	textField(c, "error", ifSet, &f.Error)
 }
 
