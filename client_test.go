@@ -455,6 +455,20 @@ func TestListSaysFirstWhatIsUnsupervised(t *testing.T) {
 	}
 }
 
+func TestListSaysLastWhichShimsAreOutdated(t *testing.T) {
+	units := testUnits()
+	for i := range units {
+		units[i].ShimOutdated = i < 2
+	}
+	v, buf := testView(0)
+	v.listScreen(units)
+	got := flushed(v, buf)
+	want := "shims of another program than the daemon: " + units[0].Name + ", " + units[1].Name + " (`diakonos daemon-upgrade` makes all run one)\n"
+	if !strings.HasSuffix(got, "\n\n"+want) {
+		t.Errorf("got:\n%s\nwant at its end:\n%s", got, want)
+	}
+}
+
 func TestListFootnotes(t *testing.T) {
 	for _, row := range []struct {
 		why, want string

@@ -18,7 +18,8 @@ import (
 // records makes one empty value of each struct that has a codec.
 func records() []record {
 	return []record{new(pidRef), new(exitStatus), new(jobRecord), new(wantRecord), new(runRecord), new(daemonRecord), new(shimFrame),
-		new(exitNote), new(unit), new(command), new(environmentFile), new(exitSet)}
+		new(exitNote), new(unit), new(command), new(environmentFile), new(exitSet),
+		new(shimWill), new(daemonWill), new(serviceWill), new(clientWill), new(askerWill), new(waitWill)}
 }
 
 // TestCodecKnowsEveryField fails for a struct with a field that its fields method forgets, or names or omits otherwise than its tag says.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -533,8 +534,10 @@ func (w *failWatch) act(number int, o failOrder) {
 	}
 	w.pid(number).Store(uint32(os.Getpid()))
 	switch o.action {
-	case actStop:
-		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+	case actStop: // this very thread: if another one took the signal, this one might come to an execve before it stops, which ends the stop
+		runtime.LockOSThread()
+		_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
+		runtime.UnlockOSThread()
 		return
 	case actAll:
 		for _, p := range readProcesses() {

@@ -132,7 +132,11 @@ func linkOrCopy(from, to string) error {
 	return copyFile(from, to)
 }
 
+// copyFile copies a program. No process is forked meanwhile: it would have the copy open for writing for a moment, and the copy could not
+// be executed (ETXTBSY).
 func copyFile(from, to string) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	in, err := os.Open(from)
 	if err != nil {
 		return err

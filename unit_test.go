@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-var updateDocs = flag.Bool("update", false, "rewrite docs/units.md from the table of keys")
+var updateDocs = flag.Bool("update", false, "rewrite docs/units.md from the table of keys, and testdata/wire of this version")
 
 // testPlace: an ordinary user with a project.
 var testPlace = place{EUID: 1000, RuntimeDir: "/run/user/1000"}
