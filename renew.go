@@ -28,8 +28,8 @@ type renewal struct {
 type renewalStep int
 
 const (
-	renewalWaits  renewalStep = iota // for a moment in which nothing is under way
-	renewalHalts                     // the pump comes to a halt, which a disk that hangs may hold up
+	renewalWaits renewalStep = iota // for a moment in which nothing is under way
+	renewalHalts                    // the pump comes to a halt, which a disk that hangs may hold up
 	renewalHalted
 	renewalQuiets // the reader of link has been told to end
 	renewalQuiet  // it has
