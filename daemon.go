@@ -638,7 +638,7 @@ func (m *manager) refreshGraph() {
 
 // submit installs what a demand asks for. Every wish is on disk before anything is done.
 func (m *manager) submit(d demand) submission {
-	d.NewID = func(string) string { return invocationText(randomBytes())[:16] }
+	d.NewID = func(string) string { return newJobID() }
 	m.refreshGraph()
 	have := map[string]bool{}
 	for _, j := range m.jobs.list() {
@@ -659,6 +659,8 @@ func (m *manager) submit(d demand) submission {
 	}
 	return s
 }
+
+func newJobID() string { return invocationText(randomBytes())[:16] }
 
 // refuse ends a job that could not be made durable: a start fails, a stop goes on and says so.
 func (m *manager) refuse(j *job, err error) []ended {

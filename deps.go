@@ -862,6 +862,15 @@ func (q *jobs) mergeReload(j *job, e entry, t *transaction) *job {
 	return j.then
 }
 
+// reloadAfter puts a reload behind the job that a unit has, as mergeReload does when that runs already. false: it has none.
+func (q *jobs) reloadAfter(unit, by, id string) bool {
+	j := q.byUnit[unit]
+	if j != nil && j.then == nil {
+		j.then = &job{ID: id, Unit: unit, Kind: reloadJob, By: by, stage: startStage}
+	}
+	return j != nil
+}
+
 // again turns j into another kind. If something runs for it, that order is void and gets a new ID as its successor.
 func (q *jobs) again(j *job, kind jobKind, stage jobStage, newID func(unit string) string) {
 	if j.running != "" {

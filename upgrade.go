@@ -421,7 +421,9 @@ func (m *manager) resumeAskers(wishes map[string]string) {
 		byFD[int(c.conn.f.Fd())] = c
 	}
 	for _, name := range will.Reloads {
-		m.submit(demand{Kind: reloadJob, Names: []string{name}, By: byUser})
+		if !m.jobs.reloadAfter(name, byUser, newJobID()) {
+			m.submit(demand{Kind: reloadJob, Names: []string{name}, By: byUser})
+		}
 	}
 	for _, w := range will.Askers {
 		if w.Verb == upgradeVerb || w.Client < 0 || w.Client >= len(will.Clients) {

@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -285,18 +286,10 @@ func TestUpgradeThatFails(t *testing.T) {
 	}
 	pid := h.status("late")["main_pid"]
 	ask := func(program string) string {
-		f, err := dialAt(h.home, socketName)
-		h.must(err)
-		c := newConn(f)
-		defer c.close()
-		h.must(c.sendJSON(request{Proto: protocolVersion, Verb: upgradeVerb, Program: program}))
-		for {
-			var r reply
-			h.must(c.readJSON(&r))
-			if r.Done != nil {
-				return fmt.Sprintf("%d %s", r.Done.Code, r.Done.Error)
-			}
-		}
+		var last reply
+		lines := strings.Split(answerOf(t, h.asked(request{Proto: protocolVersion, Verb: upgradeVerb, Program: program})), "\n")
+		h.must(json.Unmarshal([]byte(lines[len(lines)-1]), &last))
+		return fmt.Sprintf("%d %s", last.Done.Code, last.Done.Error)
 	}
 	cannot := filepath.Join(h.dir, "cannot")
 	h.must(os.WriteFile(cannot, []byte("no program"), 0o700))
@@ -325,4 +318,86 @@ func TestUpgradeThatFails(t *testing.T) {
 	}
 	h.must(os.WriteFile(h.dir+"/go", nil, 0o644))
 	h.ends("start late", waits, "started    late")
+}
+
+// asked sends a request, and returns when the daemon has taken it.
+func (h *testHome) asked(r request) *conn {
+	h.t.Helper()
+	f, err := dialAt(h.home, socketName)
+	h.must(err)
+	c := newConn(f)
+	h.must(c.sendJSON(r))
+	var first reply
+	h.must(c.readJSON(&first))
+	return c
+}
+
+// answerOf reads the lines of an answer that follow the first one.
+func answerOf(t *testing.T, c *conn) string {
+	t.Helper()
+	defer c.close()
+	_ = c.f.SetReadDeadline(time.Now().Add(testPatience))
+	var lines []string
+	for {
+		line, err := c.readLine()
+		if err != nil {
+			t.Fatalf("%v after %q", err, lines)
+		}
+		lines = append(lines, string(line))
+		if strings.HasPrefix(string(line), `{"done":`) {
+			return strings.Join(lines, "\n")
+		}
+	}
+}
+
+// TestUpgradeKeepsJobs: whatever commands wait for goes on: a start, a restart whose second half stands behind others, a reload and the one
+// that waits for it, what was asked without waiting. The shim of a unit that is stopping is named, and follows later.
+func TestUpgradeKeepsJobs(t *testing.T) {
+	t.Parallel()
+	r := newTrial(t, &scenario{name: "jobs"}, 1)
+	wait := func(name string) string { return "$SVC -wait-file " + r.dir + "/" + name }
+	r.unit("base", "[service]\nExecStart = \"$SVC\"\nExecStop = \""+wait("stop")+" -exit-after 0s\"\n")
+	r.unit("top", "[unit]\nRequires = [\"base\"]\n[service]\nExecStart = \"$SVC\"\n")
+	r.unit("late", "[service]\nType = \"notify\"\nExecStart = \""+wait("ready")+" -notify READY=1\"\n")
+	r.unit("behind", "[unit]\nRequires = [\"late\"]\n[service]\nExecStart = \"$SVC\"\n")
+	r.unit("reads", "[service]\nExecStart = \"$SVC\"\nExecReload = \""+wait("reload")+" -append "+r.dir+"/reloads -exit-after 0s again\"\n")
+	sub := func(name, want string) {
+		t.Helper()
+		r.until(name+" is in "+want, func() bool { return r.status(name)["sub_state"] == want })
+	}
+	r.diakonos("start", "top", "reads")
+	restart := r.background("restart", "base")
+	start := r.background("start", "late")
+	r.diakonos("start", "--no-block", "behind")
+	first := r.background("reload", "reads")
+	sub("base", stopping)
+	sub("late", starting)
+	sub("reads", reload)
+	second := r.asked(request{Proto: protocolVersion, Verb: verbReload, ServiceDir: r.dir + "/services", Names: []string{"reads"}})
+	r.replaceProgram()
+	out, err := r.command("daemon-upgrade").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "base") || !strings.Contains(string(out), "its shim goes on as it is until that can be: the unit is deactivating/stop") {
+		t.Errorf("daemon-upgrade: %v\n%s", err, out)
+	}
+	for unit, want := range map[string]bool{"base": true, "reads": false, "late": false} {
+		if got := r.status(unit)["shim_outdated"]; got != want {
+			t.Errorf("%s: shim_outdated is %v, want %v", unit, got, want)
+		}
+	}
+	for _, name := range []string{"stop", "ready", "reload"} {
+		r.must(os.WriteFile(r.dir+"/"+name, nil, 0o644))
+	}
+	r.ends("restart", restart, "restarted  base")
+	r.ends("start", start, "started    late")
+	r.ends("reload", first, "reloaded   reads")
+	if got := answerOf(t, second); !strings.Contains(got, `"outcome":"done"`) || !strings.HasSuffix(got, `{"done":{"code":0}}`) {
+		t.Errorf("the second reload: %s", got)
+	}
+	sub("behind", running)
+	sub("top", running)
+	sub("base", running)
+	if text, _ := os.ReadFile(r.dir + "/reloads"); string(text) != "again\nagain\n" {
+		t.Errorf("ExecReload ran: %q, want twice", text)
+	}
+	r.until("the shim of base has followed", func() bool { return r.status("base")["shim_outdated"] == false })
 }
