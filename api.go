@@ -553,7 +553,7 @@ func (m *manager) checkKill() {
 	if code == exitOK {
 		m.home.tidy()
 		reach("cgroup.remove-base")
-		_ = unix.Rmdir(m.cgroupBase)
+		_ = sysRmdir(m.cgroupBase)
 	}
 	m.done(m.killer.c, code, text)
 	m.flush(m.killer.c)

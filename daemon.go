@@ -298,7 +298,7 @@ func takeOver(h home, d daemonRecord) error {
 	}
 	got := make(chan error, 1)
 	reach("daemon.await-lock")
-	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
+	go func() { got <- sysFlock(fd, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
 		return err
@@ -349,9 +349,9 @@ func (m *manager) findCgroup() {
 	reach("cgroup.probe")
 	err := os.MkdirAll(probe, 0o755)
 	if err == nil {
-		err = unix.Access(probe+"/cgroup.procs", unix.W_OK)
+		err = sysAccess(probe+"/cgroup.procs", unix.W_OK)
 		reach("cgroup.probed")
-		_ = unix.Rmdir(probe)
+		_ = sysRmdir(probe)
 	}
 	if err != nil {
 		m.weaker = append(m.weaker, fmt.Sprintf("cgroup v2 is not writable (%v): a process that sheds its session, its environment and its parent escapes `stop`", err))
@@ -364,7 +364,7 @@ func (m *manager) findWeaknesses() {
 	if !kernelAtLeast(6, 15) {
 		m.weaker = append(m.weaker, "this kernel has no PIDFD_INFO_EXIT (Linux 6.15): exit statuses of services whose daemon and shim were both killed are lost")
 	}
-	if unix.Access("/proc/self/stat", unix.R_OK) != nil {
+	if sysAccess("/proc/self/stat", unix.R_OK) != nil {
 		m.weaker = append(m.weaker, "/proc is not there: processes are found by their pidfd alone; what a service has forked away gets no signal, and a stop waits for it")
 	}
 	if os.Geteuid() != 0 {
@@ -469,17 +469,17 @@ func (m *manager) onSignal(sig syscall.Signal) {
 // end leaves in good order: services and shims run on.
 func (m *manager) end() {
 	reach("daemon.remove-pid")
-	_ = unix.Unlink(m.home.path + "/daemon.pid")
+	_ = sysUnlink(m.home.path + "/daemon.pid")
 	if m.listener != nil {
 		reach("daemon.remove-socket")
-		_ = withSocketPath(m.home.path, socketName, unix.Unlink)
+		_ = withSocketPath(m.home.path, socketName, sysUnlink)
 	}
 	m.ending = true
 }
 
 // readAgain is SIGHUP: read units again, start and stop nothing; bind the socket anew if its path was deleted.
 func (m *manager) readAgain() {
-	if m.listener != nil && unix.Access(m.home.path+"/"+socketName, unix.F_OK) != nil {
+	if m.listener != nil && sysAccess(m.home.path+"/"+socketName, unix.F_OK) != nil {
 		old := m.listener
 		if err := m.listen(); err != nil {
 			m.listener = old
@@ -527,7 +527,7 @@ func (m *manager) isDown(name string) bool {
 // parsed reads a unit file, or returns what was read before if the file is the same.
 func (m *manager) parsed(path string, at place) *file {
 	var st unix.Stat_t
-	err := unix.Stat(path, &st)
+	err := sysStat(path, &st)
 	old := m.files[path]
 	if err == nil && old != nil && old.changed == st.Ctim.Nano() && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
 		return old

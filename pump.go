@@ -389,7 +389,7 @@ func newFIFO(s logStream, path string, fd int, old bool) *fifo {
 	f := &fifo{stream: s, path: path, fd: fd, old: old}
 	f.file = os.NewFile(uintptr(fd), path)
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) == nil {
+	if sysFstat(fd, &st) == nil {
 		f.ino = st.Ino
 	}
 	return f
@@ -473,7 +473,7 @@ func (p *pump) retireOne(f *fifo) (*fifo, error) {
 		}
 		if err != nil { // deleted by a third party: it lives on through its descriptors
 			path = "/proc/self/fd/" + strconv.Itoa(f.fd)
-			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			fd, err := openRetry(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return nil, err
 			}
@@ -506,7 +506,7 @@ func (p *pump) bury() {
 		f.file.Close()
 		if f.path != "" {
 			reach("fifo.bury")
-			_ = unix.Unlink(f.path)
+			_ = sysUnlink(f.path)
 		}
 	}
 	clear(p.fifos[len(kept):])
@@ -894,7 +894,7 @@ func (p *pump) drainNow(token uint64) {
 		p.endLine(f.stream)
 		f.ready.Store(true)
 	}
-	if p.m != nil && unix.Access(filepath.Join(p.cfg.RunDir, "pump"), unix.F_OK) == unix.ENOENT {
+	if p.m != nil && sysAccess(filepath.Join(p.cfg.RunDir, "pump"), unix.F_OK) == unix.ENOENT {
 		p.private, p.mapTried = true, 0 // deleted by a third party: the next output makes it again
 	}
 	p.poke()
@@ -1190,7 +1190,7 @@ func (p *pump) recover() {
 	if err != nil {
 		return
 	}
-	n, _ := unix.Pread(fd, head[:], 0)
+	n, _ := sysPread(fd, head[:], 0)
 	unix.Close(fd)
 	le := binary.LittleEndian
 	if n < len(head) || string(head[:len(pumpMagic)]) != pumpMagic {
@@ -1344,7 +1344,7 @@ func (l *logWriter) close() {
 // ready makes sure that current is the file that is open, and knows its size. It costs one system call a batch, and
 // sees that current was deleted, moved or replaced.
 func (l *logWriter) ready() error {
-	if l.fd < 0 || sysLstat(&l.cpath[0], &l.st) != nil || l.st.Ino != l.ino || l.st.Dev != l.dev {
+	if l.fd < 0 || sysLstatText(&l.cpath[0], &l.st) != nil || l.st.Ino != l.ino || l.st.Dev != l.dev {
 		return l.open()
 	}
 	if l.torn {
@@ -1409,7 +1409,7 @@ func (l *logWriter) openFile() error {
 		fd, err = l.k.open(l.path, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK, 0o600)
 		switch err {
 		case nil:
-			if err = unix.Fstat(fd, &l.st); err != nil {
+			if err = sysFstat(fd, &l.st); err != nil {
 				unix.Close(fd)
 				return err
 			}
@@ -1456,7 +1456,7 @@ func (l *logWriter) mend() error {
 		return nil
 	}
 	tail := make([]byte, min(l.size, int64(2*maxRecordText+prefixBytes)))
-	n, err := unix.Pread(l.fd, tail, l.size-int64(len(tail)))
+	n, err := sysPread(l.fd, tail, l.size-int64(len(tail)))
 	if err != nil {
 		return err
 	}
@@ -1531,7 +1531,7 @@ func (l *logWriter) prune() {
 			return
 		}
 		reach("log.prune")
-		err := unix.Unlink(filepath.Join(l.dir, rotatedName(l.rotated[0])))
+		err := sysUnlink(filepath.Join(l.dir, rotatedName(l.rotated[0])))
 		if err != nil && err != unix.ENOENT {
 			return
 		}

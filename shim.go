@@ -230,7 +230,7 @@ func lockOwnDirectory() error {
 	}
 	got := make(chan error, 1)
 	reach("shim.await-lock")
-	go func() { got <- unix.Flock(fd, unix.LOCK_EX) }()
+	go func() { got <- sysFlock(fd, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
 		return err
@@ -704,7 +704,7 @@ func (s *shim) carry(effects []effect) {
 			s.drain(e)
 		case removePIDFile:
 			reach("pid-file.remove")
-			_ = unix.Unlink(e.path) // a service that ends in good order has removed it
+			_ = sysUnlink(e.path) // a service that ends in good order has removed it
 		case retire:
 			s.retire()
 		case quit:
@@ -849,7 +849,7 @@ func (s *shim) dropCgroup() {
 		return
 	}
 	removeCgroup(s.svc.Cgroup)
-	if unix.Access(s.svc.Cgroup, unix.F_OK) != nil { // else something lives in it
+	if sysAccess(s.svc.Cgroup, unix.F_OK) != nil { // else something lives in it
 		s.svc.Cgroup = ""
 	}
 }
@@ -857,11 +857,11 @@ func (s *shim) dropCgroup() {
 // leave is the orderly end of the shim: the state on disk, which settle has written, is the last word.
 func (s *shim) leave() {
 	reach("leave.main-pid")
-	_ = unix.Unlink("main.pid")
+	_ = sysUnlink("main.pid")
 	reach("leave.shim-pid")
-	_ = unix.Unlink("shim.pid")
+	_ = sysUnlink("shim.pid")
 	reach("leave.socket")
-	_ = unix.Unlink(shimSocketName)
+	_ = sysUnlink(shimSocketName)
 	s.notify.remove()
 	if s.pump != nil {
 		s.pump.stop()
@@ -874,7 +874,7 @@ func (s *shim) leave() {
 // removeCgroup removes a cgroup and those that the service made below it.
 func removeCgroup(dir string) {
 	reach("cgroup.remove")
-	if unix.Rmdir(dir) == nil {
+	if sysRmdir(dir) == nil {
 		return
 	}
 	entries, _ := os.ReadDir(dir)
@@ -884,7 +884,7 @@ func removeCgroup(dir string) {
 		}
 	}
 	reach("cgroup.remove-emptied")
-	_ = unix.Rmdir(dir)
+	_ = sysRmdir(dir)
 }
 
 // ---- frames
@@ -997,7 +997,7 @@ func (s *shim) lostDaemon() {
 
 // bindAnew is SIGHUP: makes our socket again if it was deleted. A daemon that finds our lock held and no socket asks for it.
 func (s *shim) bindAnew() {
-	if s.listener == nil || unix.Access(shimSocketName, unix.F_OK) == nil {
+	if s.listener == nil || sysAccess(shimSocketName, unix.F_OK) == nil {
 		return
 	}
 	l, err := listenAt(".", shimSocketName)
@@ -1155,7 +1155,7 @@ func (s *shim) forget(r role) {
 	*p = process{fd: -1}
 	if r == roleMain {
 		reach("main-pid.remove")
-		_ = unix.Unlink("main.pid")
+		_ = sysUnlink("main.pid")
 	}
 	s.payOwed()
 }
@@ -1205,7 +1205,7 @@ func (s *shim) daemonReaps(parent int) bool {
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
 func (s *shim) awaitStatus(m msgGone, fd int) {
 	p := []unix.PollFd{{Fd: int32(fd), Events: 0}}
-	_, _ = unix.Poll(p, int(statusLimit.Milliseconds()))
+	_, _ = sysPoll(p, int(statusLimit.Milliseconds()))
 	ws, ok := pidfdExit(fd)
 	unix.Close(fd)
 	if ok {
@@ -1430,7 +1430,7 @@ func (s *shim) outputStands() bool {
 	}
 	for stream, name := range fifoNames {
 		var ours, there unix.Stat_t
-		if unix.Fstat(s.pump.fifo(logStream(stream)), &ours) != nil || unix.Lstat(name, &there) != nil || ours.Ino != there.Ino {
+		if sysFstat(s.pump.fifo(logStream(stream)), &ours) != nil || sysLstat(name, &there) != nil || ours.Ino != there.Ino {
 			return false
 		}
 	}

@@ -340,7 +340,7 @@ func (s *shim) makeCgroup() int {
 		}
 		dir := s.cgroupBase + "/" + s.name + ".service"
 		reach("cgroup.make")
-		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+		if err := sysMkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 			return -1
 		}
 		s.svc.Cgroup = dir
@@ -349,7 +349,7 @@ func (s *shim) makeCgroup() int {
 	fd, err := openRetry(s.svc.Cgroup, flags, 0)
 	if errors.Is(err, unix.ENOENT) { // somebody has removed it, empty as it was
 		reach("cgroup.make-again")
-		if unix.Mkdir(s.svc.Cgroup, 0o755) == nil {
+		if sysMkdir(s.svc.Cgroup, 0o755) == nil {
 			fd, err = openRetry(s.svc.Cgroup, flags, 0)
 		}
 	}
@@ -375,11 +375,11 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 	s.svc.Main = ref
 	s.hold = append(s.hold, heldFD{heldMain, p.fd})
 	reach("main-pid.write")
-	if _, err := unix.Write(f.pidFile, pidFileText(f.pid)); err != nil {
+	if _, err := sysWrite(f.pidFile, pidFileText(f.pid)); err != nil {
 		s.warn("cannot write main.pid: %v", err) // it only says where to look
 	}
 	reach("main-pid.rename")
-	if err := unix.Rename("main.pid.new", "main.pid"); err != nil {
+	if err := sysRename("main.pid.new", "main.pid"); err != nil {
 		s.warn("cannot write main.pid: %v", err)
 	}
 	closeFD(&f.pidFile)
@@ -392,7 +392,7 @@ func (f *stageFiles) commit(order stageOrder) {
 	b := append(encodeStageOrder(order), '!')
 	if len(b) <= os.Getpagesize() {
 		reach("stage.commit")
-		_, _ = unix.Write(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
+		_, _ = sysWrite(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
 		return
 	}
 	_ = unix.SetNonblock(f.barrierW, true)
@@ -549,7 +549,7 @@ func (s *shim) notifyPath(a account) string {
 		reach("notify.directory")
 		if err := os.Mkdir(dir, 0o711); err == nil || errors.Is(err, os.ErrExist) {
 			reach("notify.open-directory")
-			if unix.Chmod(dir, 0o711) == nil {
+			if sysChmod(dir, 0o711) == nil {
 				return dir + "/" + file
 			}
 		}
@@ -560,28 +560,28 @@ func (s *shim) notifyPath(a account) string {
 func bindNotify(fd int, path string, a account) error {
 	if strings.HasPrefix(path, "@") {
 		reach("notify.bind-abstract")
-		return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
+		return sysBind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
 	}
 	reach("notify.unlink")
-	_ = unix.Unlink(path)
+	_ = sysUnlink(path)
 	reach("notify.bind")
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := sysBind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return err
 	}
 	if a.switched {
 		reach("notify.owner")
-		if err := unix.Lchown(path, a.uid, a.gid); err != nil {
+		if err := sysLchown(path, a.uid, a.gid); err != nil {
 			return err
 		}
 	}
 	reach("notify.mode")
-	return unix.Chmod(path, 0o600)
+	return sysChmod(path, 0o600)
 }
 
 func (n *notifySocket) remove() {
 	if n.path != "" && !strings.HasPrefix(n.path, "@") {
 		reach("notify.remove")
-		_ = unix.Unlink(n.path)
+		_ = sysUnlink(n.path)
 	}
 }
 
@@ -743,7 +743,7 @@ func (s *shim) readPIDFile(path string) int {
 	}
 	defer unix.Close(fd)
 	b := make([]byte, 64)
-	n, _ := unix.Read(fd, b)
+	n, _ := sysRead(fd, b)
 	text := bytes.TrimSpace(b[:max(n, 0)])
 	pid := parsePIDFile(text)
 	if pid == 0 && len(text) > 0 { // else it is about to be written

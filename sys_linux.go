@@ -38,6 +38,139 @@ func reach(name string) {
 	}
 }
 
+// ---- calls that a signal may interrupt
+
+// again makes a call until no signal interrupts it. The handlers of the Go runtime have the kernel restart most calls by itself (SA_RESTART,
+// man 7 signal), but not poll, nor connect to a socket with a time limit; and on FUSE and NFS each look at a path may be interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// againFor does so with a call that returns a number.
+func againFor(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func openRetry(path string, flags int, mode uint32) (int, error) {
+	return againFor(func() (int, error) { return unix.Open(path, flags, mode) })
+}
+
+func sysRead(fd int, b []byte) (int, error) {
+	return againFor(func() (int, error) { return unix.Read(fd, b) })
+}
+
+func sysWrite(fd int, b []byte) (int, error) {
+	return againFor(func() (int, error) { return unix.Write(fd, b) })
+}
+
+func sysPread(fd int, b []byte, at int64) (int, error) {
+	return againFor(func() (int, error) { return unix.Pread(fd, b, at) })
+}
+
+func sysPwrite(fd int, b []byte, at int64) (int, error) {
+	return againFor(func() (int, error) { return unix.Pwrite(fd, b, at) })
+}
+
+func sysPoll(fds []unix.PollFd, ms int) (int, error) {
+	return againFor(func() (int, error) { return unix.Poll(fds, ms) })
+}
+
+func sysStat(path string, st *unix.Stat_t) error {
+	return again(func() error { return unix.Stat(path, st) })
+}
+
+func sysLstat(path string, st *unix.Stat_t) error {
+	return again(func() error { return unix.Lstat(path, st) })
+}
+
+func sysFstat(fd int, st *unix.Stat_t) error {
+	return again(func() error { return unix.Fstat(fd, st) })
+}
+
+func sysStatfs(path string, st *unix.Statfs_t) error {
+	return again(func() error { return unix.Statfs(path, st) })
+}
+
+func sysFstatfs(fd int, st *unix.Statfs_t) error {
+	return again(func() error { return unix.Fstatfs(fd, st) })
+}
+
+func sysAccess(path string, mode uint32) error {
+	return again(func() error { return unix.Access(path, mode) })
+}
+
+func sysMkdir(path string, mode uint32) error {
+	return again(func() error { return unix.Mkdir(path, mode) })
+}
+
+func sysMkfifo(path string, mode uint32) error {
+	return again(func() error { return unix.Mkfifo(path, mode) })
+}
+
+func sysUnlink(path string) error {
+	return again(func() error { return unix.Unlink(path) })
+}
+
+func sysRmdir(path string) error {
+	return again(func() error { return unix.Rmdir(path) })
+}
+
+func sysRename(from, to string) error {
+	return again(func() error { return unix.Rename(from, to) })
+}
+
+func sysChmod(path string, mode uint32) error {
+	return again(func() error { return unix.Chmod(path, mode) })
+}
+
+func sysFchmod(fd int, mode uint32) error {
+	return again(func() error { return unix.Fchmod(fd, mode) })
+}
+
+func sysLchown(path string, uid, gid int) error {
+	return again(func() error { return unix.Lchown(path, uid, gid) })
+}
+
+func sysFchown(fd, uid, gid int) error {
+	return again(func() error { return unix.Fchown(fd, uid, gid) })
+}
+
+func sysChdir(path string) error {
+	return again(func() error { return unix.Chdir(path) })
+}
+
+func sysFchdir(fd int) error {
+	return again(func() error { return unix.Fchdir(fd) })
+}
+
+func sysFtruncate(fd int, size int64) error {
+	return again(func() error { return unix.Ftruncate(fd, size) })
+}
+
+func sysFlock(fd, how int) error {
+	return again(func() error { return unix.Flock(fd, how) })
+}
+
+func sysFcntlFlock(fd uintptr, cmd int, lk *unix.Flock_t) error {
+	return again(func() error { return unix.FcntlFlock(fd, cmd, lk) })
+}
+
+func sysBind(fd int, to unix.Sockaddr) error {
+	return again(func() error { return unix.Bind(fd, to) })
+}
+
+func sysConnect(fd int, to unix.Sockaddr) error {
+	return again(func() error { return unix.Connect(fd, to) })
+}
+
 // ---- clocks
 
 // bootNow reads CLOCK_BOOTTIME: it counts suspend and never steps (man 2 clock_gettime).
@@ -122,10 +255,7 @@ func readSmall(path string) ([]byte, error) {
 	defer unix.Close(fd)
 	b := make([]byte, 0, 512)
 	for {
-		n, err := unix.Read(fd, b[len(b):cap(b)])
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := sysRead(fd, b[len(b):cap(b)])
 		if err != nil {
 			return nil, err
 		}
@@ -139,23 +269,14 @@ func readSmall(path string) ([]byte, error) {
 	}
 }
 
-func openRetry(path string, flags int, mode uint32) (int, error) {
-	for {
-		fd, err := unix.Open(path, flags, mode)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
-}
-
 // pidfdInode is unique per process and boot since Linux 6.9 (pidfs); before, all pidfds share one inode, so 0.
 func pidfdInode(fd int) uint64 {
 	var fs unix.Statfs_t
-	if unix.Fstatfs(fd, &fs) != nil || fs.Type != unix.PID_FS_MAGIC {
+	if sysFstatfs(fd, &fs) != nil || fs.Type != unix.PID_FS_MAGIC {
 		return 0
 	}
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
+	if sysFstat(fd, &st) != nil {
 		return 0
 	}
 	return st.Ino
@@ -326,16 +447,16 @@ func whenUnpopulated(fd int, post func()) {
 // unpopulated reads cgroup.events, which covers the cgroups below too. It can be read no more when the cgroup is removed.
 func unpopulated(fd int) bool {
 	var b [256]byte
-	n, err := unix.Pread(fd, b[:], 0)
+	n, err := sysPread(fd, b[:], 0)
 	return err != nil || bytes.Contains(b[:n], []byte("populated 0"))
 }
 
 func pollIn(fd int) bool { return pollFor(fd, 0) }
 
-// pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal ends the wait too.
+// pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal begins the wait anew.
 func pollFor(fd, ms int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(p, ms)
+	n, err := sysPoll(p, ms)
 	return err == nil && n > 0
 }
 
@@ -433,7 +554,7 @@ func (l launch) start() (pid, pidfd int, err error) {
 	if path == "" {
 		path = selfExe()
 	}
-	pid, err = syscall.ForkExec(path, l.argv, attr)
+	pid, err = againFor(func() (int, error) { return syscall.ForkExec(path, l.argv, attr) })
 	if err != nil {
 		return 0, -1, err
 	}
@@ -451,7 +572,7 @@ const ownLink = "/proc/self/exe"
 
 // selfExe names our own program for exec.
 func selfExe() string {
-	if unix.Access(ownLink, unix.X_OK) == nil {
+	if sysAccess(ownLink, unix.X_OK) == nil {
 		return ownLink
 	}
 	return os.Getenv(binaryVariable)
@@ -462,7 +583,7 @@ func selfExe() string {
 func setProcessName(name string) {
 	fd, err := openRetry("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
-		_, err = unix.Write(fd, []byte(name))
+		_, err = sysWrite(fd, []byte(name))
 		unix.Close(fd)
 	}
 	if err != nil {
@@ -511,7 +632,7 @@ func lockDirectory(path string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := sysFlock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -527,7 +648,7 @@ func lockIsTaken(path string) bool {
 	}
 	defer unix.Close(fd)
 	reach("lock.look")
-	return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+	return sysFlock(fd, unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
 // Guard bytes: an OFD write lock on the FIFO description that becomes a process's stdout and stderr.
@@ -539,18 +660,13 @@ const (
 // lockByte takes an OFD write lock on one byte. EAGAIN when it is taken.
 func lockByte(fd int, at int64) error {
 	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
-	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
+	return sysFcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
 }
 
 // waitByte waits until the byte is free, takes it and gives it back; it occupies a thread.
 func waitByte(fd int, at int64) error {
-	for {
-		lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
-		err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &lk)
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
+	return sysFcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &lk)
 }
 
 // ---- Unix sockets, without package net (it costs every process 0.1 ms at start, measured)
@@ -573,7 +689,7 @@ func withSocketPath(dir, name string, use func(path string) error) error {
 	}
 	defer unix.Close(fd)
 	short := "/proc/self/fd/" + strconv.Itoa(fd)
-	if unix.Access(short, unix.F_OK) == nil {
+	if sysAccess(short, unix.F_OK) == nil {
 		return use(short + "/" + name)
 	}
 	return inDirectory(fd, func() error { return use(name) })
@@ -586,7 +702,7 @@ func inDirectory(dir int, do func() error) error {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
-			err = unix.Fchdir(dir)
+			err = sysFchdir(dir)
 		}
 		if err == nil {
 			err = do()
@@ -608,13 +724,13 @@ func listenAt(dir, name string) (*os.File, error) {
 	}
 	err = withSocketPath(dir, name, func(path string) error {
 		reach("socket.unlink")
-		_ = unix.Unlink(path)
+		_ = sysUnlink(path)
 		reach("socket.bind")
-		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		if err := sysBind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 			return err
 		}
 		reach("socket.mode")
-		return unix.Chmod(path, 0o600)
+		return sysChmod(path, 0o600)
 	})
 	if err == nil {
 		reach("socket.listen")
@@ -639,7 +755,7 @@ func dialAt(dir, name string) (*os.File, error) {
 	tv := unix.NsecToTimeval(int64(connectTimeout)) // connect waits while the backlog is full (man 7 socket)
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
 	err = withSocketPath(dir, name, func(path string) error {
-		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+		return sysConnect(fd, &unix.SockaddrUnix{Name: path})
 	})
 	if err == nil {
 		err = unix.SetNonblock(fd, true)
@@ -724,7 +840,7 @@ func (c *conn) hungUp() bool {
 	}
 	err = raw.Control(func(fd uintptr) {
 		p[0].Fd = int32(fd)
-		_, _ = unix.Poll(p, 0)
+		_, _ = sysPoll(p, 0)
 	})
 	return err != nil || p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }
@@ -951,7 +1067,7 @@ func bootIdentity() (boot string, pidns uint64) {
 
 func pidNamespace() uint64 {
 	var st unix.Stat_t
-	if unix.Stat("/proc/self/ns/pid", &st) != nil {
+	if sysStat("/proc/self/ns/pid", &st) != nil {
 		return 0
 	}
 	return st.Ino
@@ -1014,7 +1130,7 @@ func ownCgroup() string {
 // isNetworkFileSystem: locks and records there are shared with other kernels.
 func isNetworkFileSystem(path string) bool {
 	var fs unix.Statfs_t
-	if unix.Statfs(path, &fs) != nil {
+	if sysStatfs(path, &fs) != nil {
 		return false
 	}
 	switch uint32(fs.Type) {
@@ -1027,7 +1143,7 @@ func isNetworkFileSystem(path string) bool {
 
 func isTmpfs(path string) bool {
 	var fs unix.Statfs_t
-	return unix.Statfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+	return sysStatfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
 
 // setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
@@ -1036,7 +1152,7 @@ func setOOMScore(score string) {
 	if err != nil {
 		return
 	}
-	_, _ = unix.Write(fd, []byte(score))
+	_, _ = sysWrite(fd, []byte(score))
 	unix.Close(fd)
 }
 

@@ -95,7 +95,7 @@ func children(pid int) (pids []int, ok bool) {
 	dir := "/proc/" + strconv.Itoa(pid) + "/task"
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, errors.Is(err, unix.ENOENT) && unix.Access("/proc/self/stat", unix.F_OK) == nil
+		return nil, errors.Is(err, unix.ENOENT) && sysAccess("/proc/self/stat", unix.F_OK) == nil
 	}
 	for _, t := range tasks {
 		b, err := readSmall(dir + "/" + t.Name() + "/children")
@@ -173,7 +173,7 @@ func scopeOf(pid int) string {
 func processes() ([]procStat, error) {
 	names, err := readDirNames("/proc")
 	if err == nil {
-		err = unix.Access("/proc/self/stat", unix.F_OK) // the directory may be there without the file system
+		err = sysAccess("/proc/self/stat", unix.F_OK) // the directory may be there without the file system
 	}
 	if err != nil {
 		return nil, err
@@ -231,7 +231,7 @@ func (t tree) isOurs(pid int, comm string) bool {
 func (t tree) inRunRoot(dir string) bool {
 	var a, b unix.Stat_t
 	i := strings.LastIndexByte(dir, '/')
-	return i > 0 && unix.Stat(dir[:i], &a) == nil && unix.Stat(t.home.runRoot(), &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev
+	return i > 0 && sysStat(dir[:i], &a) == nil && sysStat(t.home.runRoot(), &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev
 }
 
 // signal sends sig to every process of the tree. Each is pinned by a pidfd first and looked for again after, so that a PID which was
