@@ -245,7 +245,10 @@ func managerWithLock(h home, mode string) (*manager, error) {
 	m := &manager{home: h, mode: mode, started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{}, bereaved: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
-	m.boot, m.pidns = bootIdentity()
+	var err error
+	if m.boot, m.pidns, err = bootIdentity(); err != nil {
+		return nil, err
+	}
 	m.jobs = newJobs(m.isUp, m.isDown)
 	if err := becomeSubreaper(); err != nil {
 		return nil, fmt.Errorf("cannot become subreaper: %v", err)
@@ -253,7 +256,6 @@ func managerWithLock(h home, mode string) (*manager, error) {
 	setOOMScore("-900") // best effort
 	m.findCgroup()
 	m.findWeaknesses()
-	var err error
 	reach("daemon.open-log")
 	m.log, err = openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
 	if err != nil {

@@ -192,7 +192,10 @@ func newShim(name string) (*shim, error) {
 	s := &shim{name: name, home: home{os.Getenv(homeVariable)}, cgroupBase: os.Getenv(cgroupVariable),
 		inbox: make(chan any, 16), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1}}
 	s.notify.fd, s.own.files = -1, []int{2}
-	s.boot, s.pidns = bootIdentity()
+	var err error
+	if s.boot, s.pidns, err = bootIdentity(); err != nil {
+		return nil, err
+	}
 	if err := os.Chdir(s.home.runDir(name)); err != nil {
 		return nil, err
 	}
@@ -203,7 +206,6 @@ func newShim(name string) (*shim, error) {
 	if err := becomeSubreaper(); err != nil {
 		return nil, fmt.Errorf("cannot become subreaper: %v", err)
 	}
-	var err error
 	reach("shim.pid")
 	if err = rewriteFile("shim.pid", pidFileText(os.Getpid())); err != nil {
 		s.warn("%v", err) // a full disk must not keep a service unsupervised

@@ -513,8 +513,8 @@ func (h home) liveDaemon() (daemonRecord, bool) {
 	if err != nil || d.Started == 0 || otherNamespace(d.PIDNS) {
 		return d, false
 	}
-	boot, _ := bootIdentity()
-	return d, d.Boot == boot && processAlive(d.Daemon)
+	boot, _, err := bootIdentity()
+	return d, err == nil && d.Boot == boot && processAlive(d.Daemon)
 }
 
 func (h home) readDaemon() (daemonRecord, error) {
@@ -962,8 +962,11 @@ func changedOnDisk(u *unit) (changed, gone bool) {
 
 // statusFromFiles answers for `list` and `status` where no daemon can be had.
 func (h home) statusFromFiles(name, serviceDir string) unitStatus {
-	boot, _ := bootIdentity()
-	rec, err := h.readState(name, boot)
+	var rec runRecord
+	boot, _, err := bootIdentity()
+	if err == nil {
+		rec, err = h.readState(name, boot)
+	}
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
 	default:

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strconv"
@@ -1055,21 +1056,41 @@ func receiveNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
 // ---- machine
 
 // bootIdentity names this boot as far as processes go: the kernel's boot id and the start of the PID namespace's first process
-// (its inode where that is hidden).
-func bootIdentity() (boot string, pidns uint64) {
-	id, _ := readSmall("/proc/sys/kernel/random/boot_id")
+// (its inode where that is hidden). An error: it cannot be told now. Records of another boot are void, so a look that has failed must
+// never pass for another boot.
+func bootIdentity() (boot string, pidns uint64, err error) {
 	pidns = pidNamespace()
-	if s, err := readStat(1); err == nil {
-		return string(bytes.TrimSpace(id)) + "." + strconv.FormatUint(s.start, 10), pidns
+	id, err := lookTwice(func() ([]byte, error) { return readSmall("/proc/sys/kernel/random/boot_id") })
+	if err != nil {
+		return "", 0, fmt.Errorf("cannot tell which boot this is: %w", err)
 	}
-	return string(bytes.TrimSpace(id)) + ".ns" + strconv.FormatUint(pidns, 10), pidns
+	boot = string(bytes.TrimSpace(id))
+	first, err := lookTwice(func() (procStat, error) { return readStat(1) })
+	if err != nil {
+		return "", 0, fmt.Errorf("cannot tell when process 1 was started: %w", err)
+	}
+	if first.pid == 0 {
+		return boot + ".ns" + strconv.FormatUint(pidns, 10), pidns, nil
+	}
+	return boot + "." + strconv.FormatUint(first.start, 10), pidns, nil
+}
+
+// lookTwice looks at what may be hidden from us, which is no error: then the result is zero. What is hidden is so the second time too.
+func lookTwice[T any](look func() (T, error)) (v T, err error) {
+	for range 2 {
+		if v, err = look(); err == nil {
+			return v, nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || err == unix.ESRCH || err == unix.ENOTDIR {
+		err = nil
+	}
+	var zero T
+	return zero, err
 }
 
 func pidNamespace() uint64 {
-	var st unix.Stat_t
-	if sysStat("/proc/self/ns/pid", &st) != nil {
-		return 0
-	}
+	st, _ := lookTwice(func() (st unix.Stat_t, err error) { return st, sysStat("/proc/self/ns/pid", &st) })
 	return st.Ino
 }
 

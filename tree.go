@@ -283,7 +283,10 @@ type procInfo struct {
 
 // tree lists the processes of a service, parents first.
 func (h home) tree(s unitStatus) []procInfo {
-	boot, _ := bootIdentity()
+	boot, _, err := bootIdentity()
+	if err != nil {
+		return nil
+	}
 	rec, err := h.readState(s.Name, boot)
 	if err != nil {
 		return nil
