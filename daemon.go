@@ -939,7 +939,12 @@ func (m *manager) detach(batch []*supervised) error {
 			return err
 		}
 		defer unix.Close(theirs)
-		e.link, e.hello, e.child, e.pid, e.leave = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0, false
+		f, err := pollable(ours, "shim")
+		if err != nil {
+			dropLinks(batch)
+			return err
+		}
+		e.link, e.hello, e.child, e.pid, e.leave = newConn(f), false, true, 0, false
 		e.last = nil
 		m.handOver(e)
 		l.files = append(l.files, uintptr(theirs))

@@ -372,7 +372,11 @@ func (p *pump) makeFIFOs() (list []*fifo, err error) {
 		if err != nil {
 			return list, fmt.Errorf("cannot make output FIFO: %v", err)
 		}
-		list = append(list, newFIFO(logStream(s), path, fd, false))
+		f, err := newFIFO(logStream(s), path, fd, false)
+		if err != nil {
+			return list, err
+		}
+		list = append(list, f)
 	}
 	return list, nil
 }
@@ -385,14 +389,18 @@ func (p *pump) showHandles() {
 	}
 }
 
-func newFIFO(s logStream, path string, fd int, old bool) *fifo {
-	f := &fifo{stream: s, path: path, fd: fd, old: old}
-	f.file = os.NewFile(uintptr(fd), path)
+// newFIFO takes a FIFO that is open; it owns fd.
+func newFIFO(s logStream, path string, fd int, old bool) (*fifo, error) {
+	file, err := pollable(fd, "output")
+	if err != nil {
+		return nil, err
+	}
+	f := &fifo{stream: s, path: path, fd: fd, file: file, old: old}
 	var st unix.Stat_t
 	if sysFstat(fd, &st) == nil {
 		f.ino = st.Ino
 	}
-	return f
+	return f, nil
 }
 
 // openRetired opens the retired FIFOs of a predecessor.
@@ -409,8 +417,12 @@ func (p *pump) openRetired() {
 				continue
 			}
 			path := filepath.Join(p.cfg.RunDir, name)
-			if fd, err := sysOpenFIFO(path, unix.O_RDONLY); err == nil {
-				p.fifos = append(p.fifos, newFIFO(logStream(s), path, fd, true))
+			fd, err := sysOpenFIFO(path, unix.O_RDONLY)
+			if err != nil {
+				continue
+			}
+			if f, err := newFIFO(logStream(s), path, fd, true); err == nil {
+				p.fifos = append(p.fifos, f)
 			}
 		}
 	}
@@ -477,19 +489,24 @@ func (p *pump) retireOne(f *fifo) (*fifo, error) {
 			if err != nil {
 				return nil, err
 			}
-			old := newFIFO(f.stream, "", fd, true)
-			old.direct = f.direct
-			return old, nil
+			return f.retired("", fd)
 		}
 		fd, err := sysOpenFIFO(path, unix.O_RDONLY)
 		if err != nil {
 			return nil, err
 		}
-		old := newFIFO(f.stream, path, fd, true)
-		old.direct = f.direct
-		return old, nil
+		return f.retired(path, fd)
 	}
 	return nil, errors.New("too many retired ones")
+}
+
+// retired is the same FIFO, open for reading only.
+func (f *fifo) retired(path string, fd int) (*fifo, error) {
+	old, err := newFIFO(f.stream, path, fd, true)
+	if err == nil {
+		old.direct = f.direct
+	}
+	return old, err
 }
 
 // bury forgets retired FIFOs that came to their end.

@@ -114,13 +114,14 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember   struct{ pid int }            // a process of the tree has ended; 0 = the tree is to be looked at again
-	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
-	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
-	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
-	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
-	msgGuard    struct{ waited *spawn }      // the guard is free
-	msgDrainEnd struct{ token uint64 }       // drain limit
+	msgMember   struct{ pid int }             // a process of the tree has ended; 0 = the tree is to be looked at again
+	msgNotify   struct{ read chan struct{} }  // there are notify messages; read is answered when they are taken
+	msgExecDone struct{ pid int }             // an adopted stage has let go of main.pid
+	msgPIDFile  struct{}                      // something happened in the directory of PIDFile
+	msgBusy     struct{ waited *spawn }       // leftovers did not end in time
+	msgGuard    struct{ waited *spawn }       // the guard is free
+	msgDrainEnd struct{ token uint64 }        // drain limit
+	msgPump     struct{ pause time.Duration } // the pump could not be started
 	msgHealed   struct {
 		err   error
 		asker *conn
@@ -270,7 +271,10 @@ func (s *shim) open() error {
 			}
 		}
 	}()
-	handed := s.meetDaemon()
+	handed, err := s.meetDaemon()
+	if err != nil {
+		return err
+	}
 	if s.listener != nil {
 		go s.accept(s.listener)
 	}
@@ -280,9 +284,7 @@ func (s *shim) open() error {
 	if err := s.readRecords(); err != nil {
 		return err
 	}
-	if err := s.startPump(); err != nil {
-		s.warn("%v", err)
-	}
+	s.ensurePump(retryPause)
 	if err := s.adopt(handed); err != nil {
 		return err
 	}
@@ -302,12 +304,16 @@ type handover struct {
 	fresh   bool // no note about an exit is on the way
 }
 
-// meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started.
-func (s *shim) meetDaemon() handover {
-	if unix.SetNonblock(linkFD, true) != nil {
-		return handover{}
+// meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started. An error: we cannot listen.
+func (s *shim) meetDaemon() (handover, error) {
+	if err := unix.SetNonblock(linkFD, true); err != nil {
+		return handover{}, fmt.Errorf("cannot listen to the daemon: %w", err)
 	}
-	return s.hear(newConn(os.NewFile(linkFD, "daemon")))
+	f, err := pollable(linkFD, "daemon")
+	if err != nil {
+		return handover{}, err
+	}
+	return s.hear(newConn(f)), nil
 }
 
 // hear reads up to the daemon's hello, then has it read on.
@@ -347,7 +353,7 @@ func (s *shim) accept(l *os.File) {
 	for {
 		f, err := acceptFrom(l)
 		switch {
-		case errors.As(err, new(syscall.Errno)): // for want of a descriptor or of memory; the next daemon must reach us all the same
+		case isTemporary(err): // for want of a descriptor or of memory; the next daemon must reach us all the same
 			time.AfterFunc(retryPause, func() { s.accept(l) })
 			return
 		case err != nil: // closed
@@ -648,6 +654,11 @@ func (s *shim) handle(m any) {
 		if s.waiting == m.waited {
 			s.waiting = nil
 			s.spawn(*m.waited)
+		}
+	case msgPump:
+		if s.pump == nil {
+			s.ensurePump(m.pause)
+			s.greetDaemon() // which holds the FIFOs
 		}
 	case msgDrainEnd:
 		if m.token == s.drains {
@@ -999,7 +1010,7 @@ func (s *shim) lostDaemon() {
 
 // bindAnew is SIGHUP: makes our socket again if it was deleted. A daemon that finds our lock held and no socket asks for it.
 func (s *shim) bindAnew() {
-	if s.listener == nil || sysAccess(shimSocketName, unix.F_OK) == nil {
+	if s.listener != nil && sysAccess(shimSocketName, unix.F_OK) == nil {
 		return
 	}
 	l, err := listenAt(".", shimSocketName)
@@ -1007,7 +1018,9 @@ func (s *shim) bindAnew() {
 		s.warn("%v", err)
 		return
 	}
-	s.listener.Close()
+	if s.listener != nil {
+		s.listener.Close()
+	}
 	s.listener = l
 	go s.accept(l)
 }
@@ -1401,6 +1414,14 @@ func (s *shim) startPump() error {
 		}
 	}()
 	return nil
+}
+
+// ensurePump starts the pump, and again after a pause, which doubles, where that fails: a service that is adopted must not block.
+func (s *shim) ensurePump(pause time.Duration) {
+	if err := s.startPump(); err != nil {
+		s.warn("%v", err)
+		time.AfterFunc(pause, func() { s.inbox <- msgPump{min(2*pause, healMost)} })
+	}
 }
 
 func (s *shim) drain(e drain) {

@@ -26,6 +26,13 @@ import (
 // where KillMode ends it. SendSIGKILL=no forbids to end it: then there is no start.
 func (s *shim) spawnWhenClear(e spawn) {
 	begins := s.starts() || s.svc.Sub == startPre
+	if begins && s.pump == nil {
+		if err := s.startPump(); err != nil { // nobody would read what it prints
+			s.spawnFailed(e.role, "%v", err)
+			return
+		}
+		s.greetDaemon()
+	}
 	if begins && !s.retiring && !s.outputStands() {
 		s.retiring = true
 		s.pump.retire()
@@ -220,9 +227,10 @@ func (s *shim) processEnvironment() []string {
 
 // stageFiles are the descriptors of one spawn; -1 = not open.
 type stageFiles struct {
-	out, err, null    int // of the stage
-	barrierR, reportW int // of the stage
-	barrierW, reportR int // ours
+	out, err, null    int      // of the stage
+	barrierR, reportW int      // of the stage
+	barrierW          int      // ours
+	report            *os.File // likewise
 	pidFile           int
 	pid, pidfd        int
 }
@@ -235,15 +243,18 @@ func (f *stageFiles) closeChildEnds() {
 
 func (f *stageFiles) close() {
 	f.closeChildEnds()
-	for _, fd := range []*int{&f.barrierW, &f.reportR, &f.pidFile} {
+	for _, fd := range []*int{&f.barrierW, &f.pidFile} {
 		closeFD(fd)
+	}
+	if f.report != nil {
+		f.report.Close()
 	}
 }
 
 // openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken, which
 // matters to a start only: what another command left, or a forked main process, may hold the guard of commands.
 func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
-	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, reportR: -1, pidFile: -1, pidfd: -1}
+	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, pidFile: -1, pidfd: -1}
 	guard := guardControl
 	if r == roleMain || s.starts() {
 		guard = guardMain
@@ -277,8 +288,13 @@ func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 	if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return f, err
 	}
-	f.reportR, f.reportW = p[0], p[1]
-	return f, nil
+	f.reportW = p[1]
+	if err = unix.SetNonblock(p[0], true); err != nil {
+		unix.Close(p[0])
+		return f, err
+	}
+	f.report, err = pollable(p[0], "report")
+	return f, err
 }
 
 // openGuarded opens a FIFO as the service will have it (never through os.File, which would make it non-blocking) and locks its guard byte.
@@ -410,9 +426,8 @@ func (s *shim) awaitReport(r role, f *stageFiles) {
 	s.spawns++
 	p, seq := s.process(r), s.spawns
 	p.seq = seq
-	_ = unix.SetNonblock(f.reportR, true)
-	report := os.NewFile(uintptr(f.reportR), "report")
-	f.reportR = -1
+	report := f.report
+	f.report = nil
 	go func() {
 		text, _ := io.ReadAll(report)
 		report.Close()
@@ -503,7 +518,9 @@ func (s *shim) openNotify(a account) error {
 	if err != nil {
 		return fmt.Errorf("cannot read notify socket: %v", err)
 	}
-	n.file = os.NewFile(uintptr(own), "notify")
+	if n.file, err = pollable(own, "notify socket"); err != nil {
+		return err
+	}
 	raw, err := n.file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("cannot read notify socket: %v", err)

@@ -670,6 +670,19 @@ func waitByte(fd int, at int64) error {
 	return sysFcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &lk)
 }
 
+// errNoPoller: reads and writes that should wait would fail instead.
+var errNoPoller = errors.New("the poller of the kernel does not take it (fs.epoll.max_user_watches of man 7 epoll, or no memory)")
+
+// pollable gives a descriptor that does not block to the runtime's poller, without which who reads from it would not wait. It owns fd.
+func pollable(fd int, name string) (*os.File, error) {
+	f := os.NewFile(uintptr(fd), name)
+	if f.SetDeadline(time.Time{}) != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot wait for %s: %w", name, errNoPoller)
+	}
+	return f, nil
+}
+
 // ---- Unix sockets, without package net (it costs every process 0.1 ms at start, measured)
 
 // sunPathBytes is the longest socket path that fits sockaddr_un (man 7 unix).
@@ -741,7 +754,7 @@ func listenAt(dir, name string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot listen on %s/%s: %w", dir, name, err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return pollable(fd, name)
 }
 
 // connectTimeout bounds a connect to a socket whose owner does not accept.
@@ -765,7 +778,7 @@ func dialAt(dir, name string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return pollable(fd, name)
 }
 
 // retryPause is the wait after a call that found no descriptor or no memory: nothing tells when there is some again.
@@ -789,7 +802,12 @@ func acceptFrom(l *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(nfd), "connection"), nil
+	return pollable(nfd, "connection")
+}
+
+// isTemporary: what an accept has failed of may pass; else the listener is closed.
+func isTemporary(err error) bool {
+	return errors.As(err, new(syscall.Errno)) || errors.Is(err, errNoPoller)
 }
 
 // socketPair returns two connected stream sockets; both non-blocking.
