@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -536,7 +535,7 @@ func (m *manager) parsed(path string, at place) *file {
 	}
 	f := &file{changed: st.Ctim.Nano(), mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
 	f.unit, f.err = loadUnit(path, at)
-	if errors.Is(f.err, fs.ErrNotExist) {
+	if f.err != nil && !errors.As(f.err, new(unitError)) { // not a mistake in it, so the next look may find more
 		delete(m.files, path)
 		return f
 	}
