@@ -945,7 +945,10 @@ func (m *manager) detach(batch []*supervised) error {
 		}
 		e.link, e.hello, e.child, e.pid, e.leave = newConn(f), false, true, 0, false
 		e.last = nil
-		m.handOver(e)
+		if err := m.handOver(e); err != nil {
+			dropLinks(batch)
+			return fmt.Errorf("cannot talk to it: %w", err)
+		}
 		l.files = append(l.files, uintptr(theirs))
 		if len(batch) > 1 {
 			l.argv = append(l.argv, e.name)
@@ -985,8 +988,9 @@ func (m *manager) shimEnvironment() []string {
 	return env
 }
 
-// handOver tells a new shim what we hold of its predecessor, then greets it, then gives it its order.
-func (m *manager) handOver(e *supervised) {
+// handOver tells a new shim what we hold of its predecessor, then greets it, then gives it its order. An empty socket takes all of it; what
+// it does not take would be waited for in vain.
+func (m *manager) handOver(e *supervised) error {
 	var names []string
 	var fds []int
 	for _, label := range []string{heldMain, heldNotify} {
@@ -996,23 +1000,31 @@ func (m *manager) handOver(e *supervised) {
 	}
 	if len(fds) > 0 {
 		reach("hand-over.held")
-		_ = e.link.send(shimFrame{Op: opHeld, Names: names}, fds...) // an empty socket takes it
+		err := e.link.send(shimFrame{Op: opHeld, Names: names}, fds...)
+		if err != nil && !errors.Is(err, unix.ETOOMANYREFS) { // too many descriptors in flight for this user: rather without them than not at all
+			return err
+		}
 	}
 	if len(e.gone) > 0 {
 		reach("hand-over.orphans")
-		_ = e.link.send(shimFrame{Op: opOrphans, Refs: e.gone})
+		if err := e.link.send(shimFrame{Op: opOrphans, Refs: e.gone}); err != nil {
+			return err
+		}
 	}
 	for _, x := range e.exits {
 		reach("hand-over.exit")
-		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
+		if err := e.link.send(shimFrame{Op: opExit, Exit: &x}); err != nil {
+			return err
+		}
 	}
 	fresh := m.adopting[e] && e.tries == 0 // its predecessor was started by a daemon before us
 	reach("hand-over.hello")
-	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
-	if e.order != nil {
-		reach("hand-over.want")
-		_ = e.link.send(e.wantFrame())
+	err := e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
+	if err != nil || e.order == nil {
+		return err
 	}
+	reach("hand-over.want")
+	return e.link.send(e.wantFrame())
 }
 
 // poke sends a frame to a shim without waiting. A shim that does not read is left alone until it does.
@@ -1208,13 +1220,18 @@ func (m *manager) connectShim(e *supervised) bool {
 	if err != nil {
 		return false
 	}
-	e.link, e.hello, e.child, e.leave, e.last = newConn(f), false, false, false, nil
+	link := newConn(f)
 	reach("shim.greet")
-	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
-	if e.order != nil {
+	err = link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
+	if err == nil && e.order != nil {
 		reach("shim.order")
-		_ = e.link.send(e.wantFrame())
+		err = link.send(e.wantFrame())
 	}
+	if err != nil {
+		link.close()
+		return false
+	}
+	e.link, e.hello, e.child, e.leave, e.last = link, false, false, false, nil
 	go m.readShim(e, e.link)
 	return true
 }
