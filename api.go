@@ -777,7 +777,9 @@ func killAlone(h home, report func(jobLine)) error {
 	m.previous, _ = h.readDaemon()
 	m.previous.Boot, m.previous.Wanted = m.boot, wantedStopped // whatever it was: nothing is to be started now
 	m.watchSignals()
-	m.adoptAll()
+	if err := m.adoptAll(); err != nil {
+		return err
+	}
 	asks, err := pollable(ours, "kill")
 	if err != nil {
 		unix.Close(theirs)

@@ -171,7 +171,9 @@ func daemonMain(h home, serviceDir string) int {
 	if err := m.announceSelf(); err != nil {
 		return ready.fail(err)
 	}
-	m.adoptAll()
+	if err := m.adoptAll(); err != nil {
+		return ready.fail(err)
+	}
 	ready.ok()
 	go m.accept()
 	m.loop()
@@ -1347,10 +1349,11 @@ func (m *manager) handExit(e *supervised, c waitedChild) {
 // ---- adoption
 
 // adoptAll is the one way to start: read run/, connect to each live shim, start shims for what has none, then resume open wishes.
-func (m *manager) adoptAll() {
+// An error: it cannot be told what there is. Who went on with that would take what runs for stopped.
+func (m *manager) adoptAll() error {
 	names, err := m.home.runNames()
 	if err != nil {
-		m.say("cannot read %s: %v", m.home.runRoot(), err)
+		return fmt.Errorf("cannot read %s: %w", m.home.runRoot(), err)
 	}
 	for _, name := range names {
 		m.adoptOne(name)
@@ -1363,6 +1366,7 @@ func (m *manager) adoptAll() {
 		time.AfterFunc(adoptMax, func() { m.inbox <- msgAdoptEnd{} })
 	}
 	m.settle()
+	return nil
 }
 
 func (m *manager) adoptOne(name string) {
