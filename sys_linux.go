@@ -793,8 +793,11 @@ func acceptFrom(l *os.File) (*os.File, error) {
 	nfd := -1
 	var aerr error
 	err = raw.Read(func(fd uintptr) bool {
-		nfd, _, aerr = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		return aerr != unix.EAGAIN && aerr != unix.EINTR && aerr != unix.ECONNABORTED
+		nfd, aerr = againFor(func() (int, error) {
+			n, _, err := unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			return n, err
+		})
+		return aerr != unix.EAGAIN && aerr != unix.ECONNABORTED
 	})
 	if err == nil {
 		err = aerr
@@ -920,8 +923,11 @@ func (c *conn) fill() error {
 	var n, oobn int
 	var rerr error
 	err = raw.Read(func(fd uintptr) bool {
-		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), c.buf[len(c.buf):cap(c.buf)], oob, unix.MSG_CMSG_CLOEXEC)
-		return rerr != unix.EAGAIN && rerr != unix.EINTR
+		n, rerr = againFor(func() (m int, err error) {
+			m, oobn, _, _, err = unix.Recvmsg(int(fd), c.buf[len(c.buf):cap(c.buf)], oob, unix.MSG_CMSG_CLOEXEC)
+			return m, err
+		})
+		return rerr != unix.EAGAIN // else the poller tells when there is more: it does so once for what is there
 	})
 	if err == nil {
 		err = rerr
