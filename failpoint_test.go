@@ -40,7 +40,7 @@ os.Mkdir os.MkdirAll os.MkdirTemp os.Remove os.RemoveAll os.WriteFile os.Create 
 os.Rename os.Truncate os.StartProcess io.WriteString io.Copy fmt.Fprint fmt.Fprintf fmt.Fprintln .Write
 
 lockDirectory lockByte waitByte reapChild pidfdSignal signalProcess signalAndContinue dialAt replaceFile rewriteFile writeJSON writeRecord
-sysRead sysWrite sysPwrite sysMkdir sysMkfifo sysUnlink sysRmdir sysRename sysChmod sysFchmod sysLchown sysFchown sysFtruncate sysFlock
+sysRead sysReadPipe sysWrite sysPwrite sysMkdir sysMkfifo sysUnlink sysRmdir sysRename sysChmod sysFchmod sysLchown sysFchown sysFtruncate sysFlock
 sysFcntlFlock sysBind sysConnect sysRenameNew sysAllocate sysZero home.writeDaemon launch.start conn.send conn.sendJSON conn.sendLine recordFile.write
 pump.setWord kernel.write kernel.truncate kernel.allocate kernel.rename
 `)
@@ -53,6 +53,7 @@ const openToCreate = "open"
 var noEffects = map[string]string{
 	"openSlots sysPwrite":            "in place of Fallocate, which the file system lacks",
 	"sysAllocate sysZero":            "likewise",
+	"sysReadPipe sysRead 2":          "likewise of the first",
 	"sysRenameNew sysRename":         "in place of Renameat2, which kernel or file system lacks",
 	"shim.announce conn.send 2":      "in place of the first, which was refused whole",
 	"conn.sendLine .Write":           "of a RawConn: it runs what it is given",
@@ -61,7 +62,7 @@ var noEffects = map[string]string{
 	"readSmall sysRead":              "takes nothing away",
 	"shim.readPIDFile sysRead":       "likewise",
 	"readFull sysRead":               "reads a pipe of the process's own",
-	"pump.readScratch sysRead":       "reads a pipe of the process's own",
+	"pump.readScratch sysReadPipe":   "reads a pipe of the process's own",
 	"shim.notifyPath io.WriteString": "into a hash",
 	"realKernel sysWrite":            "not called here",
 	"realKernel sysFtruncate":        "not called here",

@@ -605,7 +605,7 @@ func (p *pump) windowByReading(f *fifo) int {
 	}
 	b := make([]byte, batchBytes)
 	reach("pump.read")
-	n, err := sysRead(f.fd, b)
+	n, err := sysReadPipe(f.fd, b)
 	if err == nil && n == 0 {
 		f.gone = f.old
 	}
@@ -633,8 +633,11 @@ func (p *pump) intend(f *fifo, m int) intent {
 
 func (p *pump) readScratch(want []byte) (got int) {
 	for got < len(want) {
-		n, err := sysRead(p.scratch[0], want[got:])
-		if err != nil || n == 0 {
+		n, err := sysReadPipe(p.scratch[0], want[got:])
+		if err != nil || n == 0 { // what is left in it must not come before the next window
+			unix.Close(p.scratch[0])
+			unix.Close(p.scratch[1])
+			p.scratch = [2]int{}
 			break
 		}
 		got += n
@@ -784,7 +787,7 @@ func (p *pump) consume(f *fifo, in intent, was *lostCount) {
 	}
 	for at < len(area) {
 		reach("pump.consume")
-		n, err := sysRead(f.fd, area[at:])
+		n, err := sysReadPipe(f.fd, area[at:])
 		if err != nil || n <= 0 {
 			break // a service that reads its own output
 		}
@@ -986,7 +989,7 @@ func (p *pump) relieve(f *fifo, lost *lostCount) {
 			buf = make([]byte, batchBytes)
 		}
 		reach("pump.relieve")
-		n, err := sysRead(f.fd, buf)
+		n, err := sysReadPipe(f.fd, buf)
 		if err != nil || n <= 0 {
 			return
 		}
@@ -1303,7 +1306,7 @@ func (p *pump) consumeRest(in intent, was *lostCount) {
 			return
 		}
 		reach("pump.consume-rest")
-		n, err := sysRead(f.fd, area[at:at+n])
+		n, err := sysReadPipe(f.fd, area[at:at+n])
 		if err != nil || n <= 0 {
 			return
 		}

@@ -96,13 +96,27 @@ func sysLstatText(path *byte, st *unix.Stat_t) error {
 	}
 }
 
-// sysReadable is how many bytes a pipe holds (FIONREAD).
+// pipeBytes is what a pipe holds if nobody has changed it (man 7 pipe).
+const pipeBytes = 64 << 10
+
+// sysReadable is how many bytes a pipe holds (FIONREAD). Where that cannot be told, it may be full: a look at it costs little, and what
+// is not looked at is lost with its last reader.
 func sysReadable(fd int) int {
 	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err != nil {
-		return 0
+		return pipeBytes
 	}
 	return n
+}
+
+// sysReadPipe reads from a pipe or FIFO. One that has bytes refuses none by what the kernel says of itself; a refusal all the same would
+// leave bytes where they must not be (in the FIFO, when the log has them already), so it gets one more chance.
+func sysReadPipe(fd int, b []byte) (int, error) {
+	n, err := sysRead(fd, b)
+	if err == nil || err == unix.EAGAIN {
+		return n, err
+	}
+	return sysRead(fd, b)
 }
 
 // sysMapFile maps size bytes of a file, shared and writable.
