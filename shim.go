@@ -197,8 +197,8 @@ func newShim(name string) (*shim, error) {
 	if s.boot, s.pidns, err = bootIdentity(); err != nil {
 		return nil, err
 	}
-	if err := os.Chdir(s.home.runDir(name)); err != nil {
-		return nil, err
+	if err := sysChdir(s.home.runDir(name)); err != nil {
+		return nil, fmt.Errorf("cannot enter %s: %w", s.home.runDir(name), err)
 	}
 	if err := lockOwnDirectory(); err != nil {
 		return nil, err
