@@ -8,6 +8,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -122,7 +123,11 @@ type (
 	msgGuard    struct{ waited *spawn }       // the guard is free
 	msgDrainEnd struct{ token uint64 }        // drain limit
 	msgPump     struct{ pause time.Duration } // the pump could not be started
-	msgHealed   struct {
+	msgWant     struct {
+		job   string
+		pause time.Duration
+	} // the wish could not be read
+	msgHealed struct {
 		err   error
 		asker *conn
 	}
@@ -655,6 +660,8 @@ func (s *shim) handle(m any) {
 			s.waiting = nil
 			s.spawn(*m.waited)
 		}
+	case msgWant:
+		s.readWant(m.job, m.pause)
 	case msgPump:
 		if s.pump == nil {
 			s.ensurePump(m.pause)
@@ -909,7 +916,7 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 			s.newDaemon(c)
 		}
 	case opWant:
-		s.readWant(f.Job)
+		s.readWant(f.Job, retryPause)
 	case opExit:
 		if f.Exit != nil {
 			s.onExitNote(*f.Exit)
@@ -955,9 +962,14 @@ func (s *shim) onExitNote(n exitNote) {
 }
 
 // readWant turns a new wish into an event. job is the one that its turn has come for; "" = any. Another is there already when that one was
-// replaced meanwhile, and has to wait for other units.
-func (s *shim) readWant(job string) {
+// replaced meanwhile, and has to wait for other units. pause is until the next look, should this one fail; it doubles.
+func (s *shim) readWant(job string, pause time.Duration) {
 	w, err := s.home.readWant(s.name, s.boot)
+	if errors.As(err, new(syscall.Errno)) && !errors.Is(err, fs.ErrNotExist) {
+		s.warn("cannot read the wish: %v", err)
+		time.AfterFunc(pause, func() { s.inbox <- msgWant{job, min(2*pause, healMost)} })
+		return
+	}
 	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID || job != "" && w.Job != job {
 		return // unreadable = leave as it is
 	}

@@ -115,7 +115,7 @@ func (s *shim) spawn(e spawn) {
 // has to come, since others may need it.
 func (s *shim) giveWay() {
 	if !isUp(s.svc.Sub) {
-		s.readWant("")
+		s.readWant("", retryPause)
 	}
 }
 
