@@ -123,7 +123,13 @@ type (
 	msgGuard    struct{ waited *spawn }       // the guard is free
 	msgDrainEnd struct{ token uint64 }        // drain limit
 	msgPump     struct{ pause time.Duration } // the pump could not be started
-	msgWant     struct {
+	msgKill     struct {
+		e          kill
+		try        int
+		sub        string
+		invocation string
+	} // a signal could not be sent
+	msgWant struct {
 		job   string
 		pause time.Duration
 	} // the wish could not be read
@@ -660,6 +666,10 @@ func (s *shim) handle(m any) {
 			s.waiting = nil
 			s.spawn(*m.waited)
 		}
+	case msgKill:
+		if m.sub == s.svc.Sub && m.invocation == s.svc.Invocation {
+			s.deliver(m.e, m.try)
+		}
 	case msgWant:
 		s.readWant(m.job, m.pause)
 	case msgPump:
@@ -714,7 +724,7 @@ func (s *shim) carry(effects []effect) {
 		case kill:
 			s.kill(e)
 		case killControl:
-			s.signalOne(&s.control, syscall.SIGKILL)
+			_ = s.signalOne(&s.control, syscall.SIGKILL) // its own deadline is next
 		case watch:
 			s.watching, s.waiting = &e.scope, nil // what a start waited for does not matter any more
 			s.checkTree()
@@ -1255,6 +1265,9 @@ func (s *shim) tree() tree {
 		members: append([]pidRef{s.svc.Main, s.svc.Control}, s.svc.Orphans...)}
 }
 
+// signalTries bounds how often a signal is sent that could not be: one that we may never send is no reason to try for ever.
+const signalTries = 5
+
 // kill sends a signal to the main and control process or to the whole tree. A stage that is about to become the service would ignore
 // it, or die of it in our name: its report comes first, unless the signal is SIGKILL.
 func (s *shim) kill(e kill) {
@@ -1263,22 +1276,42 @@ func (s *shim) kill(e kill) {
 		s.owed = &e
 		return
 	}
-	if e.scope == scopeMain {
-		s.signalOne(&s.main, e.signal)
-		s.signalOne(&s.control, e.signal)
-		return
-	}
-	if s.treeIsEmpty() {
-		return
-	}
-	s.tree().signal(e.signal)
+	s.deliver(e, 1)
 }
 
-func (s *shim) signalOne(p *process, sig syscall.Signal) {
-	if p.fd >= 0 {
-		reach("main.signal")
-		signalAndContinue(p.fd, sig)
+// deliver sends a signal, and again after a pause where some may not have got it and the state that asked for it stands: without it a stop
+// would last until its time is up. Others get it twice then.
+func (s *shim) deliver(e kill, try int) {
+	err := s.trySignal(e)
+	if err == nil {
+		return
 	}
+	s.warn("cannot send %s: %v", signalName(e.signal), err)
+	if try < signalTries {
+		m := msgKill{e, try + 1, s.svc.Sub, s.svc.Invocation}
+		time.AfterFunc(retryPause, func() { s.inbox <- m })
+	}
+}
+
+func (s *shim) trySignal(e kill) error {
+	if e.scope == scopeMain {
+		return errors.Join(s.signalOne(&s.main, e.signal), s.signalOne(&s.control, e.signal))
+	}
+	if s.treeIsEmpty() {
+		return nil
+	}
+	return s.tree().signal(e.signal)
+}
+
+func (s *shim) signalOne(p *process, sig syscall.Signal) error {
+	if p.fd < 0 {
+		return nil
+	}
+	reach("main.signal")
+	if err := signalAndContinue(p.fd, sig); err != errGone {
+		return err
+	}
+	return nil
 }
 
 // treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty. Where nothing can be listed for lack of
@@ -1327,7 +1360,7 @@ func (s *shim) checkTree() {
 // end of one is enough: until then it is not empty.
 func (s *shim) lookAtMembers() {
 	if s.svc.Sub == stopSigkill || s.svc.Sub == finalSigkill || s.waiting != nil {
-		s.tree().signal(syscall.SIGKILL)
+		_ = s.tree().signal(syscall.SIGKILL) // whoever is left is looked at below
 	}
 	descendants := !s.adopted && s.svc.Cgroup == "" // the last end is an end of a child of ours, unless SIGCHLD hangs with the pump
 	if s.members[0] || s.main.fd >= 0 || s.control.fd >= 0 || descendants && (s.pump == nil || !s.pump.owes()) {

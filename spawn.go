@@ -61,7 +61,7 @@ func (s *shim) spawnWhenClear(e spawn) {
 	}
 	all := scopeTree
 	s.waiting, s.watching = &e, &all
-	s.tree().signal(syscall.SIGKILL)
+	_ = s.tree().signal(syscall.SIGKILL) // checkTree looks at whoever is left
 	waited := s.waiting
 	time.AfterFunc(busyLimit, func() { s.inbox <- msgBusy{waited} })
 	s.checkTree()

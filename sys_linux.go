@@ -191,9 +191,18 @@ func randomBytes() (b [16]byte) {
 // errGone: the process that a pidRef names does not run any more (or is a zombie).
 var errGone = errors.New("process is gone")
 
-// isShortage: the call found no descriptor or no memory, and says nothing about what it was to look at.
+// isShortage: the call found no descriptor or no memory, or failed of something else that says nothing about what it was to look at. What is
+// gone or hidden is no shortage.
 func isShortage(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case unix.ENOENT, unix.ENOTDIR, unix.ESRCH, unix.EINVAL, unix.EACCES, unix.EPERM:
+		return false
+	}
+	return true
 }
 
 // procStat is the part of proc_pid_stat(5) that we use.
