@@ -38,7 +38,7 @@ func stageMain() int {
 	for fd := barrierFD; fd <= pidFileFD; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	closeInherited(pidFileFD + 1)
+	closeInherited(barrierFD) // these too: a report that the service inherits would have no end
 	if order.UID >= 0 || order.GID >= 0 {
 		runtime.LockOSThread() // credentials belong to the thread, and execve keeps this one's; the lock costs a start one more thread
 	}
@@ -91,7 +91,9 @@ func becomeService(o stageOrder) stageFailure {
 	}
 	unix.Umask(o.UMask)
 	reach("stage.report")
-	_, _ = sysWrite(reportFD, []byte(stageReportExec)) // before SIGPIPE has its default action: the shim may be dead
+	if _, err := sysWrite(reportFD, []byte(stageReportExec)); err != nil && err != unix.EPIPE { // before SIGPIPE has its default action: the shim may be dead
+		return stageFailure{stageExec, int(errnoOf(err))}
+	}
 	reach("stage.exec")
 	resetSignals()
 	err := syscall.Exec(o.Path, o.Argv, o.Env) // also gives NOFILE its original soft limit back

@@ -429,7 +429,12 @@ func (s *shim) awaitReport(r role, f *stageFiles) {
 	report := f.report
 	f.report = nil
 	go func() {
-		text, _ := io.ReadAll(report)
+		text, err := io.ReadAll(report)
+		if err != nil { // as with sysReadPipe: its end is still to come
+			var more []byte
+			more, _ = io.ReadAll(report)
+			text = append(text, more...)
+		}
 		report.Close()
 		s.inbox <- msgReport{seq, r, text}
 	}()
@@ -448,6 +453,9 @@ func (s *shim) onReport(m msgReport) {
 		s.feed(evSpawned{m.role})
 	} else {
 		p.failed = &failure
+		if failure.Stage == "" { // it has died; should it not, for its word was lost, nothing else would end this start
+			_ = s.signalOne(p, syscall.SIGKILL)
+		}
 	}
 	s.payOwed()
 	s.reap()
