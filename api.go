@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -62,7 +61,7 @@ func (m *manager) accept() {
 			}
 		}
 		switch {
-		case errors.As(err, new(syscall.Errno)): // no memory, or no descriptor even so: a daemon that never accepts again would hang its clients
+		case isTemporary(err): // no memory, or no descriptor even so: a daemon that never accepts again would hang its clients
 			time.AfterFunc(retryPause, m.accept)
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -572,7 +571,7 @@ func (m *manager) checkKill() {
 	if code == exitOK {
 		m.home.tidy()
 		reach("cgroup.remove-base")
-		_ = unix.Rmdir(m.cgroupBase)
+		_ = sysRmdir(m.cgroupBase)
 	}
 	m.done(m.killer.c, code, text)
 	m.flush(m.killer.c)
@@ -797,9 +796,20 @@ func killAlone(h home, report func(jobLine)) error {
 	m.previous, _ = h.readDaemon()
 	m.previous.Boot, m.previous.Wanted = m.boot, wantedStopped // whatever it was: nothing is to be started now
 	m.watchSignals()
-	m.adoptAll()
-	c := newConn(os.NewFile(uintptr(ours), "kill"))
+	if err := m.adoptAll(); err != nil {
+		return err
+	}
+	asks, err := pollable(ours, "kill")
+	if err != nil {
+		unix.Close(theirs)
+		return err
+	}
+	c := newConn(asks)
 	defer c.close()
+	answers, err := pollable(theirs, "client")
+	if err != nil {
+		return err
+	}
 	ended := make(chan struct{})
 	go func() {
 		m.loop()
@@ -809,7 +819,7 @@ func killAlone(h home, report func(jobLine)) error {
 		close(ended)
 	}()
 	defer func() { <-ended }()
-	m.serve(os.NewFile(uintptr(theirs), "client")) // it posts to the loop, whose inbox the shims may have filled
+	m.serve(answers) // it posts to the loop, whose inbox the shims may have filled
 	reach("kill.ask")
 	if err := c.sendJSON(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
 		return err

@@ -32,19 +32,19 @@ func stageMain() int {
 	if !ok {
 		// End of file: the shim died or thought better of it. The empty main.pid and the status tell a successor that nothing ran.
 		reach("stage.void")
-		_ = unix.Ftruncate(pidFileFD, 0)
+		_ = sysFtruncate(pidFileFD, 0)
 		return exitNeverRan
 	}
 	for fd := barrierFD; fd <= pidFileFD; fd++ {
 		unix.CloseOnExec(fd)
 	}
-	closeInherited(pidFileFD + 1)
+	closeInherited(barrierFD) // these too: a report that the service inherits would have no end
 	if order.UID >= 0 || order.GID >= 0 {
 		runtime.LockOSThread() // credentials belong to the thread, and execve keeps this one's; the lock costs a start one more thread
 	}
 	f := becomeService(order)
 	reach("stage.fail")
-	_, _ = unix.Write(reportFD, []byte(encodeStageFailure(f)))
+	_, _ = sysWrite(reportFD, []byte(encodeStageFailure(f)))
 	return f.Stage.exitCode()
 }
 
@@ -65,10 +65,7 @@ func readOrder() (stageOrder, bool) {
 
 func readFull(b []byte) bool {
 	for len(b) > 0 {
-		n, err := unix.Read(barrierFD, b)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := sysRead(barrierFD, b)
 		if err != nil || n == 0 {
 			return false
 		}
@@ -94,7 +91,9 @@ func becomeService(o stageOrder) stageFailure {
 	}
 	unix.Umask(o.UMask)
 	reach("stage.report")
-	_, _ = unix.Write(reportFD, []byte(stageReportExec)) // before SIGPIPE has its default action: the shim may be dead
+	if _, err := sysWrite(reportFD, []byte(stageReportExec)); err != nil && err != unix.EPIPE { // before SIGPIPE has its default action: the shim may be dead
+		return stageFailure{stageExec, int(errnoOf(err))}
+	}
 	reach("stage.exec")
 	resetSignals()
 	err := syscall.Exec(o.Path, o.Argv, o.Env) // also gives NOFILE its original soft limit back
@@ -123,7 +122,7 @@ func joinCgroup(o stageOrder) error {
 	}
 	defer unix.Close(fd)
 	reach("stage.join-cgroup")
-	_, err = unix.Write(fd, []byte("0"))
+	_, err = sysWrite(fd, []byte("0"))
 	return err
 }
 
@@ -170,14 +169,14 @@ func errnoOrNil(errno syscall.Errno) error {
 
 // enterDirectory comes after the change of user: the directory must be open to the service, not to us.
 func enterDirectory(o stageOrder) error {
-	err := unix.Chdir(o.Dir)
+	err := sysChdir(o.Dir)
 	if err == nil || o.Soft == "" {
 		return err
 	}
-	if unix.Chdir(o.Soft) == nil {
+	if sysChdir(o.Soft) == nil {
 		return nil
 	}
-	return unix.Chdir("/")
+	return sysChdir("/")
 }
 
 // resetSignals gives every signal its default action and empties the mask: what a caller ignored (nohup) or blocked must not reach a

@@ -953,7 +953,7 @@ func (c *client) units(names []string) ([]unitStatus, outcome) {
 	if err == nil {
 		return units, o
 	}
-	if errors.Is(err, fs.ErrPermission) && unix.Access(c.home.path, unix.R_OK|unix.X_OK) != nil {
+	if errors.Is(err, fs.ErrPermission) && sysAccess(c.home.path, unix.R_OK|unix.X_OK) != nil {
 		return nil, outcome{Code: exitNotPermit, Error: err.Error()}
 	}
 	c.warnFiles(err)

@@ -1011,7 +1011,7 @@ func TestASilentDaemonIsNoHang(t *testing.T) {
 	}
 	f = newFake(t, silentDaemon(t))
 	f.patience = time.Millisecond
-	boot, pidns := bootIdentity()
+	boot, pidns, _ := bootIdentity()
 	if err := f.client.home.writeDaemon(daemonRecord{Boot: boot, PIDNS: pidns, Started: 1, Daemon: refOf(os.Getpid())}); err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -188,7 +187,9 @@ func daemonMain(h home, serviceDir string) int {
 	if err := m.announceSelf(); err != nil {
 		return ready.fail(err)
 	}
-	m.adoptAll()
+	if err := m.adoptAll(); err != nil {
+		return ready.fail(err)
+	}
 	ready.ok()
 	go m.accept()
 	m.loop()
@@ -263,7 +264,10 @@ func managerWithLock(h home, mode string, lock int) (*manager, error) {
 	m := &manager{home: h, mode: mode, lock: lock, program: programOf("self"), started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{}, bereaved: map[*supervised]bool{},
 		clients: map[*session]bool{}, reserve: -1}
-	m.boot, m.pidns = bootIdentity()
+	var err error
+	if m.boot, m.pidns, err = bootIdentity(); err != nil {
+		return nil, err
+	}
 	m.jobs = newJobs(m.isUp, m.isDown)
 	if err := becomeSubreaper(); err != nil {
 		return nil, fmt.Errorf("cannot become subreaper: %v", err)
@@ -271,7 +275,6 @@ func managerWithLock(h home, mode string, lock int) (*manager, error) {
 	setOOMScore("-900") // best effort
 	m.findCgroup()
 	m.findWeaknesses()
-	var err error
 	reach("daemon.open-log")
 	m.log, err = openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
 	if err != nil {
@@ -316,7 +319,7 @@ func takeOver(h home, d daemonRecord) (lock int, err error) {
 	}
 	got := make(chan error, 1)
 	reach("daemon.await-lock")
-	go func() { got <- unix.Flock(lock, unix.LOCK_EX) }()
+	go func() { got <- sysFlock(lock, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
 		return lock, err
@@ -367,9 +370,9 @@ func (m *manager) findCgroup() {
 	reach("cgroup.probe")
 	err := os.MkdirAll(probe, 0o755)
 	if err == nil {
-		err = unix.Access(probe+"/cgroup.procs", unix.W_OK)
+		err = sysAccess(probe+"/cgroup.procs", unix.W_OK)
 		reach("cgroup.probed")
-		_ = unix.Rmdir(probe)
+		_ = sysRmdir(probe)
 	}
 	if err != nil {
 		m.weaker = append(m.weaker, fmt.Sprintf("cgroup v2 is not writable (%v): a process that sheds its session, its environment and its parent escapes `stop`", err))
@@ -382,7 +385,7 @@ func (m *manager) findWeaknesses() {
 	if !kernelAtLeast(6, 15) {
 		m.weaker = append(m.weaker, "this kernel has no PIDFD_INFO_EXIT (Linux 6.15): exit statuses of services whose daemon and shim were both killed are lost")
 	}
-	if unix.Access("/proc/self/stat", unix.R_OK) != nil {
+	if sysAccess("/proc/self/stat", unix.R_OK) != nil {
 		m.weaker = append(m.weaker, "/proc is not there: processes are found by their pidfd alone; what a service has forked away gets no signal, and a stop waits for it")
 	}
 	if os.Geteuid() != 0 {
@@ -499,17 +502,17 @@ func (m *manager) onSignal(sig syscall.Signal) {
 // end leaves in good order: services and shims run on.
 func (m *manager) end() {
 	reach("daemon.remove-pid")
-	_ = unix.Unlink(m.home.path + "/daemon.pid")
+	_ = sysUnlink(m.home.path + "/daemon.pid")
 	if m.listener != nil {
 		reach("daemon.remove-socket")
-		_ = withSocketPath(m.home.path, socketName, unix.Unlink)
+		_ = withSocketPath(m.home.path, socketName, sysUnlink)
 	}
 	m.ending = true
 }
 
 // readAgain is SIGHUP: read units again, start and stop nothing; bind the socket anew if its path was deleted.
 func (m *manager) readAgain() {
-	if m.listener != nil && !m.resting() && unix.Access(m.home.path+"/"+socketName, unix.F_OK) != nil {
+	if m.listener != nil && !m.resting() && sysAccess(m.home.path+"/"+socketName, unix.F_OK) != nil {
 		old := m.listener
 		if err := m.listen(); err != nil {
 			m.listener = old
@@ -557,14 +560,14 @@ func (m *manager) isDown(name string) bool {
 // parsed reads a unit file, or returns what was read before if the file is the same.
 func (m *manager) parsed(path string, at place) *file {
 	var st unix.Stat_t
-	err := unix.Stat(path, &st)
+	err := sysStat(path, &st)
 	old := m.files[path]
 	if err == nil && old != nil && old.changed == st.Ctim.Nano() && old.mod == st.Mtim.Nano() && old.size == st.Size && old.ino == st.Ino {
 		return old
 	}
 	f := &file{changed: st.Ctim.Nano(), mod: st.Mtim.Nano(), size: st.Size, ino: st.Ino}
 	f.unit, f.err = loadUnit(path, at)
-	if errors.Is(f.err, fs.ErrNotExist) {
+	if f.err != nil && !errors.As(f.err, new(unitError)) { // not a mistake in it, so the next look may find more
 		delete(m.files, path)
 		return f
 	}
@@ -969,9 +972,17 @@ func (m *manager) detach(batch []*supervised) error {
 			return err
 		}
 		defer unix.Close(theirs)
-		e.link, e.hello, e.child, e.pid, e.leave = newConn(os.NewFile(uintptr(ours), "shim")), false, true, 0, false
+		f, err := pollable(ours, "shim")
+		if err != nil {
+			dropLinks(batch)
+			return err
+		}
+		e.link, e.hello, e.child, e.pid, e.leave = newConn(f), false, true, 0, false
 		e.last = nil
-		m.handOver(e)
+		if err := m.handOver(e); err != nil {
+			dropLinks(batch)
+			return fmt.Errorf("cannot talk to it: %w", err)
+		}
 		l.files = append(l.files, uintptr(theirs))
 		if len(batch) > 1 {
 			l.argv = append(l.argv, e.name)
@@ -1011,8 +1022,9 @@ func (m *manager) shimEnvironment() []string {
 	return env
 }
 
-// handOver tells a new shim what we hold of its predecessor, then greets it, then gives it its order.
-func (m *manager) handOver(e *supervised) {
+// handOver tells a new shim what we hold of its predecessor, then greets it, then gives it its order. An empty socket takes all of it; what
+// it does not take would be waited for in vain.
+func (m *manager) handOver(e *supervised) error {
 	var names []string
 	var fds []int
 	for _, label := range []string{heldMain, heldNotify} {
@@ -1022,23 +1034,31 @@ func (m *manager) handOver(e *supervised) {
 	}
 	if len(fds) > 0 {
 		reach("hand-over.held")
-		_ = e.link.send(shimFrame{Op: opHeld, Names: names}, fds...) // an empty socket takes it
+		err := e.link.send(shimFrame{Op: opHeld, Names: names}, fds...)
+		if err != nil && !errors.Is(err, unix.ETOOMANYREFS) { // too many descriptors in flight for this user: rather without them than not at all
+			return err
+		}
 	}
 	if len(e.gone) > 0 {
 		reach("hand-over.orphans")
-		_ = e.link.send(shimFrame{Op: opOrphans, Refs: e.gone})
+		if err := e.link.send(shimFrame{Op: opOrphans, Refs: e.gone}); err != nil {
+			return err
+		}
 	}
 	for _, x := range e.exits {
 		reach("hand-over.exit")
-		_ = e.link.send(shimFrame{Op: opExit, Exit: &x})
+		if err := e.link.send(shimFrame{Op: opExit, Exit: &x}); err != nil {
+			return err
+		}
 	}
 	fresh := m.adopting[e] && e.tries == 0 && m.will == nil // its predecessor was started by a daemon before us
 	reach("hand-over.hello")
-	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
-	if e.order != nil {
-		reach("hand-over.want")
-		_ = e.link.send(e.wantFrame())
+	err := e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
+	if err != nil || e.order == nil {
+		return err
 	}
+	reach("hand-over.want")
+	return e.link.send(e.wantFrame())
 }
 
 // poke sends a frame to a shim without waiting. A shim that does not read is left alone until it does.
@@ -1242,13 +1262,18 @@ func (m *manager) connectShim(e *supervised) bool {
 	if err != nil {
 		return false
 	}
-	e.link, e.hello, e.child, e.leave, e.last = newConn(f), false, false, false, nil
+	link := newConn(f)
 	reach("shim.greet")
-	_ = e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
-	if e.order != nil {
+	err = link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon"})
+	if err == nil && e.order != nil {
 		reach("shim.order")
-		_ = e.link.send(e.wantFrame())
+		err = link.send(e.wantFrame())
 	}
+	if err != nil {
+		link.close()
+		return false
+	}
+	e.link, e.hello, e.child, e.leave, e.last = link, false, false, false, nil
 	go m.readShim(e, e.link)
 	return true
 }
@@ -1364,10 +1389,11 @@ func (m *manager) handExit(e *supervised, c waitedChild) {
 // ---- adoption
 
 // adoptAll is the one way to start: read run/, connect to each live shim, start shims for what has none, then resume open wishes.
-func (m *manager) adoptAll() {
+// An error: it cannot be told what there is. Who went on with that would take what runs for stopped.
+func (m *manager) adoptAll() error {
 	names, err := m.home.runNames()
 	if err != nil {
-		m.say("cannot read %s: %v", m.home.runRoot(), err)
+		return fmt.Errorf("cannot read %s: %w", m.home.runRoot(), err)
 	}
 	for _, name := range names {
 		m.adoptOne(name)
@@ -1383,6 +1409,7 @@ func (m *manager) adoptAll() {
 		time.AfterFunc(adoptMax, func() { m.inbox <- msgAdoptEnd{} })
 	}
 	m.settle()
+	return nil
 }
 
 func (m *manager) adoptOne(name string) {

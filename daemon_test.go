@@ -73,7 +73,7 @@ func TestTakeOverFromADaemonThatIsStarting(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	boot, pidns := bootIdentity()
+	boot, pidns, _ := bootIdentity()
 	before := daemonRecord{Boot: boot, PIDNS: pidns, Mode: modeForeground, Wanted: wantedRunning, Started: 1, Daemon: pidRef{PID: 1 << 30, Start: 1}}
 	if err := h.writeDaemon(before); err != nil {
 		t.Fatal(err)

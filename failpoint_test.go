@@ -41,7 +41,8 @@ os.Mkdir os.MkdirAll os.MkdirTemp os.Remove os.RemoveAll os.WriteFile os.Create 
 os.Rename os.Truncate os.StartProcess io.WriteString io.Copy fmt.Fprint fmt.Fprintf fmt.Fprintln .Write
 
 lockDirectory lockByte waitByte reapChild pidfdSignal signalProcess signalAndContinue dialAt replaceFile rewriteFile writeJSON writeRecord
-sysWrite sysRead sysRenameNew sysAllocate sysZero home.writeDaemon launch.start conn.send conn.sendJSON conn.sendLine recordFile.write
+sysRead sysReadPipe sysWrite sysPwrite sysMkdir sysMkfifo sysUnlink sysRmdir sysRename sysChmod sysFchmod sysLchown sysFchown sysFtruncate sysFlock
+sysFcntlFlock sysBind sysConnect sysRenameNew sysAllocate sysZero home.writeDaemon launch.start conn.send conn.sendJSON conn.sendLine recordFile.write
 pump.setWord kernel.write kernel.truncate kernel.allocate kernel.rename
 `)
 
@@ -51,17 +52,21 @@ const openToCreate = "open"
 // noEffects are calls that only look like one, or stand in for one before: `FUNCTION EFFECT` or, of several in a function, `FUNCTION
 // EFFECT N`.
 var noEffects = map[string]string{
-	"openSlots unix.Pwrite":          "in place of Fallocate, which the file system lacks",
+	"openSlots sysPwrite":            "in place of Fallocate, which the file system lacks",
 	"sysAllocate sysZero":            "likewise",
-	"sysRenameNew unix.Rename":       "in place of Renameat2, which kernel or file system lacks",
+	"sysReadPipe sysRead 2":          "likewise of the first",
+	"sysRenameNew sysRename":         "in place of Renameat2, which kernel or file system lacks",
 	"shim.announce conn.send 2":      "in place of the first, which was refused whole",
 	"conn.sendLine .Write":           "of a RawConn: it runs what it is given",
-	"setOOMScore unix.Write":         "changes the process alone",
-	"setProcessName unix.Write":      "likewise",
-	"pump.readScratch sysRead":       "reads a pipe of the process's own",
+	"setOOMScore sysWrite":           "changes the process alone",
+	"setProcessName sysWrite":        "likewise",
+	"readToEnd sysRead":              "takes nothing away",
+	"shim.readPIDFile sysRead":       "likewise",
+	"readFull sysRead":               "reads a pipe of the process's own",
+	"pump.readScratch sysReadPipe":   "reads a pipe of the process's own",
 	"shim.notifyPath io.WriteString": "into a hash",
 	"realKernel sysWrite":            "not called here",
-	"realKernel unix.Ftruncate":      "not called here",
+	"realKernel sysFtruncate":        "not called here",
 	"realKernel sysAllocate":         "not called here",
 	"realKernel sysRenameNew":        "not called here",
 }

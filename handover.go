@@ -62,7 +62,7 @@ func (x succession) writeWill() (int, error) {
 	for text := encode(nil, x.will); len(text) > 0 && err == nil; {
 		var n int
 		reach("hand-over.will")
-		n, err = unix.Write(fd, text)
+		n, err = sysWrite(fd, text)
 		text = text[max(n, 0):]
 	}
 	if err == nil {
@@ -101,12 +101,16 @@ func readWill(will record) error {
 	return nil
 }
 
-// inherited makes a file of a descriptor of a will; nil = there is none.
+// inherited makes a file of a descriptor of a will that is to be waited for; nil = there is none, or no poller for it.
 func inherited(fd int, name string) *os.File {
-	if fd == 0 || unix.SetNonblock(fd, true) != nil {
+	if fd == 0 {
 		return nil
 	}
-	return os.NewFile(uintptr(fd), name)
+	f, err := pollable(fd, name)
+	if err != nil {
+		return nil
+	}
+	return f
 }
 
 func setCloseOnExec(fd int, on bool) error {

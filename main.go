@@ -51,7 +51,7 @@ var personalities = [...]struct {
 
 // handDownBinary: without /proc the first of our processes finds out where the binary is, for all that come after it.
 func handDownBinary(called string) {
-	if unix.Access(ownLink, unix.X_OK) == nil || os.Getenv(binaryVariable) != "" {
+	if sysAccess(ownLink, unix.X_OK) == nil || os.Getenv(binaryVariable) != "" {
 		return
 	}
 	found := searchPath(called, os.Getenv("PATH"))

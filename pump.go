@@ -118,7 +118,7 @@ type fifo struct {
 // stands: it is there under its name.
 func (f *fifo) stands() bool {
 	var st unix.Stat_t
-	return f.path != "" && unix.Lstat(f.path, &st) == nil && st.Ino == f.ino
+	return f.path != "" && sysLstat(f.path, &st) == nil && st.Ino == f.ino
 }
 
 // Values of pump.watch.
@@ -421,7 +421,11 @@ func (p *pump) makeFIFOs() (list []*fifo, err error) {
 		if err != nil {
 			return list, fmt.Errorf("cannot make output FIFO: %v", err)
 		}
-		list = append(list, newFIFO(logStream(s), path, fd, false))
+		f, err := newFIFO(logStream(s), path, fd, false)
+		if err != nil {
+			return list, err
+		}
+		list = append(list, f)
 	}
 	return list, nil
 }
@@ -434,14 +438,18 @@ func (p *pump) showHandles() {
 	}
 }
 
-func newFIFO(s logStream, path string, fd int, old bool) *fifo {
-	f := &fifo{stream: s, path: path, fd: fd, old: old}
-	f.file = os.NewFile(uintptr(fd), path)
+// newFIFO takes a FIFO that is open; it owns fd.
+func newFIFO(s logStream, path string, fd int, old bool) (*fifo, error) {
+	file, err := pollable(fd, "output")
+	if err != nil {
+		return nil, err
+	}
+	f := &fifo{stream: s, path: path, fd: fd, file: file, old: old}
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) == nil {
+	if sysFstat(fd, &st) == nil {
 		f.ino = st.Ino
 	}
-	return f
+	return f, nil
 }
 
 // openRetired opens the retired FIFOs of a predecessor.
@@ -458,8 +466,12 @@ func (p *pump) openRetired() {
 				continue
 			}
 			path := filepath.Join(p.cfg.RunDir, name)
-			if fd, err := sysOpenFIFO(path, unix.O_RDONLY); err == nil {
-				p.fifos = append(p.fifos, newFIFO(logStream(s), path, fd, true))
+			fd, err := sysOpenFIFO(path, unix.O_RDONLY)
+			if err != nil {
+				continue
+			}
+			if f, err := newFIFO(logStream(s), path, fd, true); err == nil {
+				p.fifos = append(p.fifos, f)
 			}
 		}
 	}
@@ -522,23 +534,28 @@ func (p *pump) retireOne(f *fifo) (*fifo, error) {
 		}
 		if err != nil { // deleted by a third party: it lives on through its descriptors
 			path = "/proc/self/fd/" + strconv.Itoa(f.fd)
-			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			fd, err := openRetry(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 			if err != nil {
 				return nil, err
 			}
-			old := newFIFO(f.stream, "", fd, true)
-			old.direct = f.direct
-			return old, nil
+			return f.retired("", fd)
 		}
 		fd, err := sysOpenFIFO(path, unix.O_RDONLY)
 		if err != nil {
 			return nil, err
 		}
-		old := newFIFO(f.stream, path, fd, true)
-		old.direct = f.direct
-		return old, nil
+		return f.retired(path, fd)
 	}
 	return nil, errors.New("too many retired ones")
+}
+
+// retired is the same FIFO, open for reading only.
+func (f *fifo) retired(path string, fd int) (*fifo, error) {
+	old, err := newFIFO(f.stream, path, fd, true)
+	if err == nil {
+		old.direct = f.direct
+	}
+	return old, err
 }
 
 // bury forgets retired FIFOs that came to their end.
@@ -555,7 +572,7 @@ func (p *pump) bury() {
 		f.file.Close()
 		if f.path != "" {
 			reach("fifo.bury")
-			_ = unix.Unlink(f.path)
+			_ = sysUnlink(f.path)
 		}
 	}
 	clear(p.fifos[len(kept):])
@@ -637,7 +654,7 @@ func (p *pump) windowByReading(f *fifo) int {
 	}
 	b := make([]byte, batchBytes)
 	reach("pump.read")
-	n, err := sysRead(f.fd, b)
+	n, err := sysReadPipe(f.fd, b)
 	if err == nil && n == 0 {
 		f.gone = f.old
 	}
@@ -665,8 +682,11 @@ func (p *pump) intend(f *fifo, m int) intent {
 
 func (p *pump) readScratch(want []byte) (got int) {
 	for got < len(want) {
-		n, err := sysRead(p.scratch[0], want[got:])
-		if err != nil || n == 0 {
+		n, err := sysReadPipe(p.scratch[0], want[got:])
+		if err != nil || n == 0 { // what is left in it must not come before the next window
+			unix.Close(p.scratch[0])
+			unix.Close(p.scratch[1])
+			p.scratch = [2]int{}
 			break
 		}
 		got += n
@@ -816,7 +836,7 @@ func (p *pump) consume(f *fifo, in intent, was *lostCount) {
 	}
 	for at < len(area) {
 		reach("pump.consume")
-		n, err := sysRead(f.fd, area[at:])
+		n, err := sysReadPipe(f.fd, area[at:])
 		if err != nil || n <= 0 {
 			break // a service that reads its own output
 		}
@@ -943,7 +963,7 @@ func (p *pump) drainNow(token uint64) {
 		p.endLine(f.stream)
 		f.ready.Store(true)
 	}
-	if p.m != nil && unix.Access(filepath.Join(p.cfg.RunDir, "pump"), unix.F_OK) == unix.ENOENT {
+	if p.m != nil && sysAccess(filepath.Join(p.cfg.RunDir, "pump"), unix.F_OK) == unix.ENOENT {
 		p.private, p.mapTried = true, 0 // deleted by a third party: the next output makes it again
 	}
 	p.poke()
@@ -1018,7 +1038,7 @@ func (p *pump) relieve(f *fifo, lost *lostCount) {
 			buf = make([]byte, batchBytes)
 		}
 		reach("pump.relieve")
-		n, err := sysRead(f.fd, buf)
+		n, err := sysReadPipe(f.fd, buf)
 		if err != nil || n <= 0 {
 			return
 		}
@@ -1239,7 +1259,7 @@ func (p *pump) recover() {
 	if err != nil {
 		return
 	}
-	n, _ := unix.Pread(fd, head[:], 0)
+	n, _ := sysPread(fd, head[:], 0)
 	unix.Close(fd)
 	le := binary.LittleEndian
 	if n < len(head) || string(head[:len(pumpMagic)]) != pumpMagic {
@@ -1335,7 +1355,7 @@ func (p *pump) consumeRest(in intent, was *lostCount) {
 			return
 		}
 		reach("pump.consume-rest")
-		n, err := sysRead(f.fd, area[at:at+n])
+		n, err := sysReadPipe(f.fd, area[at:at+n])
 		if err != nil || n <= 0 {
 			return
 		}
@@ -1393,7 +1413,7 @@ func (l *logWriter) close() {
 // ready makes sure that current is the file that is open, and knows its size. It costs one system call a batch, and
 // sees that current was deleted, moved or replaced.
 func (l *logWriter) ready() error {
-	if l.fd < 0 || sysLstat(&l.cpath[0], &l.st) != nil || l.st.Ino != l.ino || l.st.Dev != l.dev {
+	if l.fd < 0 || sysLstatText(&l.cpath[0], &l.st) != nil || l.st.Ino != l.ino || l.st.Dev != l.dev {
 		return l.open()
 	}
 	if l.torn {
@@ -1458,7 +1478,7 @@ func (l *logWriter) openFile() error {
 		fd, err = l.k.open(l.path, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK, 0o600)
 		switch err {
 		case nil:
-			if err = unix.Fstat(fd, &l.st); err != nil {
+			if err = sysFstat(fd, &l.st); err != nil {
 				unix.Close(fd)
 				return err
 			}
@@ -1505,7 +1525,7 @@ func (l *logWriter) mend() error {
 		return nil
 	}
 	tail := make([]byte, min(l.size, int64(2*maxRecordText+prefixBytes)))
-	n, err := unix.Pread(l.fd, tail, l.size-int64(len(tail)))
+	n, err := sysPread(l.fd, tail, l.size-int64(len(tail)))
 	if err != nil {
 		return err
 	}
@@ -1580,7 +1600,7 @@ func (l *logWriter) prune() {
 			return
 		}
 		reach("log.prune")
-		err := unix.Unlink(filepath.Join(l.dir, rotatedName(l.rotated[0])))
+		err := sysUnlink(filepath.Join(l.dir, rotatedName(l.rotated[0])))
 		if err != nil && err != unix.ENOENT {
 			return
 		}

@@ -161,12 +161,15 @@ func (s *shim) inherit() handover {
 			h.held[label] = fd
 		}
 	}
-	if f := inherited(s.will.DaemonFD, "daemon"); f != nil {
-		s.daemon = newConn(f)
-		s.daemon.buf, _ = hex.DecodeString(s.will.Unread)
-		s.daemon.fds = s.will.Received
-		go s.read(s.daemon)
+	f := inherited(s.will.DaemonFD, "daemon")
+	if f == nil { // the daemon connects again
+		s.lostDaemon()
+		return h
 	}
+	s.daemon = newConn(f)
+	s.daemon.buf, _ = hex.DecodeString(s.will.Unread)
+	s.daemon.fds = s.will.Received
+	go s.read(s.daemon)
 	return h
 }
 

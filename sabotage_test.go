@@ -31,6 +31,10 @@ func init() { // their names stand in the orders that they are looked up by
 		"drop-the-dedup":      dropDedup,
 		"trust-a-stale-pid":   trustStalePID,
 		"lose-the-other-wish": loseOtherWish,
+		"say-panic":           sayPanic,
+		"never-go-on":         neverGoOn,
+		"eat-output":          eatOutput,
+		"leave-behind":        leaveBehind,
 	}
 }
 

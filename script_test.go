@@ -38,7 +38,7 @@ const underInit = "DIAKONOS_TEST_UNDER_INIT"
 func TestMain(m *testing.M) {
 	commands := map[string]func(){
 		"diakonos": main, "diakonosctl": main, "diakonosd": main, "diakonos-run": main,
-		"svc": svcMain, "rogue": rogueMain,
+		"svc": svcMain, "rogue": rogueMain, filteredName: filteredMain,
 	}
 	_, personality := commands[filepath.Base(os.Args[0])]
 	if !personality && os.Getenv(underInit) == "" && !fuzzWorker(os.Args) {

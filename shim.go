@@ -8,6 +8,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -120,14 +121,25 @@ type (
 		role role
 		pid  int
 	} // and nobody told its status
-	msgMember   struct{ pid int }            // a process of the tree has ended; 0 = the tree is to be looked at again
-	msgNotify   struct{ read chan struct{} } // there are notify messages; read is answered when they are taken
-	msgExecDone struct{ pid int }            // an adopted stage has let go of main.pid
-	msgPIDFile  struct{}                     // something happened in the directory of PIDFile
-	msgBusy     struct{ waited *spawn }      // leftovers did not end in time
-	msgGuard    struct{ waited *spawn }      // the guard is free
-	msgDrainEnd struct{ token uint64 }       // drain limit
-	msgHealed   struct {
+	msgMember   struct{ pid int }             // a process of the tree has ended; 0 = the tree is to be looked at again
+	msgNotify   struct{ read chan struct{} }  // there are notify messages; read is answered when they are taken
+	msgExecDone struct{ pid int }             // an adopted stage has let go of main.pid
+	msgPIDFile  struct{}                      // something happened in the directory of PIDFile
+	msgBusy     struct{ waited *spawn }       // leftovers did not end in time
+	msgGuard    struct{ waited *spawn }       // the guard is free
+	msgDrainEnd struct{ token uint64 }        // drain limit
+	msgPump     struct{ pause time.Duration } // the pump could not be started
+	msgKill     struct {
+		e          kill
+		try        int
+		sub        string
+		invocation string
+	} // a signal could not be sent
+	msgWant struct {
+		job   string
+		pause time.Duration
+	} // the wish could not be read
+	msgHealed struct {
 		err   error
 		asker *conn
 	}
@@ -197,12 +209,14 @@ func newShim(name string) *shim {
 	s := &shim{name: name, home: home{os.Getenv(homeVariable)}, cgroupBase: os.Getenv(cgroupVariable),
 		inbox: make(chan any, 16), members: map[int]bool{}, main: process{fd: -1}, control: process{fd: -1}}
 	s.notify.fd, s.own.files = -1, []int{2}
-	s.boot, s.pidns = bootIdentity()
 	return s
 }
 
 // takePlace takes the lock and everything else that needs no knowledge of the service; a shim that was renewed has it already.
 func (s *shim) takePlace() (err error) {
+	if s.boot, s.pidns, err = bootIdentity(); err != nil {
+		return err
+	}
 	switch err = readWill(&s.will); {
 	case errors.Is(err, errNotHandedOver):
 		err = s.takeLock()
@@ -234,8 +248,8 @@ func (s *shim) takePlace() (err error) {
 
 // takeLock enters run/NAME and takes the lock on it, for ever. A predecessor that was killed may need a moment to be gone.
 func (s *shim) takeLock() (err error) {
-	if err := os.Chdir(s.home.runDir(s.name)); err != nil {
-		return err
+	if err := sysChdir(s.home.runDir(s.name)); err != nil {
+		return fmt.Errorf("cannot enter %s: %w", s.home.runDir(s.name), err)
 	}
 	reach("shim.lock")
 	s.lock, err = lockDirectory(".")
@@ -248,7 +262,7 @@ func (s *shim) takeLock() (err error) {
 	}
 	got := make(chan error, 1)
 	reach("shim.await-lock")
-	go func() { got <- unix.Flock(s.lock, unix.LOCK_EX) }()
+	go func() { got <- sysFlock(s.lock, unix.LOCK_EX) }()
 	select {
 	case err := <-got:
 		return err
@@ -286,7 +300,10 @@ func (s *shim) open() error {
 			}
 		}
 	}()
-	handed := s.receive()
+	handed, err := s.receive()
+	if err != nil {
+		return err
+	}
 	if s.listener != nil {
 		go s.accept(s.listener)
 	}
@@ -296,9 +313,7 @@ func (s *shim) open() error {
 	if err := s.readRecords(); err != nil {
 		return err
 	}
-	if err := s.startPump(); err != nil {
-		s.warn("%v", err)
-	}
+	s.ensurePump(retryPause)
 	if err := s.adopt(handed); err != nil {
 		return err
 	}
@@ -317,9 +332,9 @@ func (s *shim) open() error {
 }
 
 // receive returns what is known of a predecessor: from the daemon, or from the program that this process was before.
-func (s *shim) receive() handover {
+func (s *shim) receive() (handover, error) {
 	if s.will.LockFD != 0 {
-		return s.inherit()
+		return s.inherit(), nil
 	}
 	return s.meetDaemon()
 }
@@ -332,12 +347,16 @@ type handover struct {
 	fresh   bool // no note about an exit is on the way
 }
 
-// meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started.
-func (s *shim) meetDaemon() handover {
-	if unix.SetNonblock(linkFD, true) != nil {
-		return handover{}
+// meetDaemon reads what the daemon has to say before its hello; it wrote it before we were started. An error: we cannot listen.
+func (s *shim) meetDaemon() (handover, error) {
+	if err := unix.SetNonblock(linkFD, true); err != nil {
+		return handover{}, fmt.Errorf("cannot listen to the daemon: %w", err)
 	}
-	return s.hear(newConn(os.NewFile(linkFD, "daemon")))
+	f, err := pollable(linkFD, "daemon")
+	if err != nil {
+		return handover{}, err
+	}
+	return s.hear(newConn(f)), nil
 }
 
 // hear reads up to the daemon's hello, then has it read on.
@@ -377,7 +396,7 @@ func (s *shim) accept(l *os.File) {
 	for {
 		f, err := acceptFrom(l)
 		switch {
-		case errors.As(err, new(syscall.Errno)): // for want of a descriptor or of memory; the next daemon must reach us all the same
+		case isTemporary(err): // for want of a descriptor or of memory; the next daemon must reach us all the same
 			time.AfterFunc(retryPause, func() { s.accept(l) })
 			return
 		case err != nil: // closed
@@ -687,6 +706,17 @@ func (s *shim) handle(m any) {
 			s.waiting = nil
 			s.spawn(*m.waited)
 		}
+	case msgKill:
+		if m.sub == s.svc.Sub && m.invocation == s.svc.Invocation {
+			s.deliver(m.e, m.try)
+		}
+	case msgWant:
+		s.readWant(m.job, m.pause)
+	case msgPump:
+		if s.pump == nil {
+			s.ensurePump(m.pause)
+			s.greetDaemon() // which holds the FIFOs
+		}
 	case msgDrainEnd:
 		if m.token == s.drains {
 			s.feed(evDrained{})
@@ -734,7 +764,7 @@ func (s *shim) carry(effects []effect) {
 		case kill:
 			s.kill(e)
 		case killControl:
-			s.signalOne(&s.control, syscall.SIGKILL)
+			_ = s.signalOne(&s.control, syscall.SIGKILL) // its own deadline is next
 		case watch:
 			s.watching, s.waiting = &e.scope, nil // what a start waited for does not matter any more
 			s.checkTree()
@@ -744,7 +774,7 @@ func (s *shim) carry(effects []effect) {
 			s.drain(e)
 		case removePIDFile:
 			reach("pid-file.remove")
-			_ = unix.Unlink(e.path) // a service that ends in good order has removed it
+			_ = sysUnlink(e.path) // a service that ends in good order has removed it
 		case retire:
 			s.retire()
 		case quit:
@@ -890,7 +920,7 @@ func (s *shim) dropCgroup() {
 		return
 	}
 	removeCgroup(s.svc.Cgroup)
-	if unix.Access(s.svc.Cgroup, unix.F_OK) != nil { // else something lives in it
+	if sysAccess(s.svc.Cgroup, unix.F_OK) != nil { // else something lives in it
 		s.svc.Cgroup = ""
 	}
 }
@@ -898,11 +928,11 @@ func (s *shim) dropCgroup() {
 // leave is the orderly end of the shim: the state on disk, which settle has written, is the last word.
 func (s *shim) leave() {
 	reach("leave.main-pid")
-	_ = unix.Unlink("main.pid")
+	_ = sysUnlink("main.pid")
 	reach("leave.shim-pid")
-	_ = unix.Unlink("shim.pid")
+	_ = sysUnlink("shim.pid")
 	reach("leave.socket")
-	_ = unix.Unlink(shimSocketName)
+	_ = sysUnlink(shimSocketName)
 	s.notify.remove()
 	if s.pump != nil {
 		s.pump.stop()
@@ -915,7 +945,7 @@ func (s *shim) leave() {
 // removeCgroup removes a cgroup and those that the service made below it.
 func removeCgroup(dir string) {
 	reach("cgroup.remove")
-	if unix.Rmdir(dir) == nil {
+	if sysRmdir(dir) == nil {
 		return
 	}
 	entries, _ := os.ReadDir(dir)
@@ -925,7 +955,7 @@ func removeCgroup(dir string) {
 		}
 	}
 	reach("cgroup.remove-emptied")
-	_ = unix.Rmdir(dir)
+	_ = sysRmdir(dir)
 }
 
 // ---- frames
@@ -937,7 +967,7 @@ func (s *shim) onFrame(c *conn, f shimFrame) {
 			s.newDaemon(c)
 		}
 	case opWant:
-		s.readWant(f.Job)
+		s.readWant(f.Job, retryPause)
 	case opExit:
 		if f.Exit != nil {
 			s.onExitNote(*f.Exit)
@@ -988,9 +1018,14 @@ func (s *shim) onExitNote(n exitNote) {
 }
 
 // readWant turns a new wish into an event. job is the one that its turn has come for; "" = any. Another is there already when that one was
-// replaced meanwhile, and has to wait for other units.
-func (s *shim) readWant(job string) {
+// replaced meanwhile, and has to wait for other units. pause is until the next look, should this one fail; it doubles.
+func (s *shim) readWant(job string, pause time.Duration) {
 	w, err := s.home.readWant(s.name, s.boot)
+	if errors.As(err, new(syscall.Errno)) && !errors.Is(err, fs.ErrNotExist) {
+		s.warn("cannot read the wish: %v", err)
+		time.AfterFunc(pause, func() { s.inbox <- msgWant{job, min(2*pause, healMost)} })
+		return
+	}
 	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID || job != "" && w.Job != job {
 		return // unreadable = leave as it is
 	}
@@ -1043,7 +1078,7 @@ func (s *shim) lostDaemon() {
 
 // bindAnew is SIGHUP: makes our socket again if it was deleted. A daemon that finds our lock held and no socket asks for it.
 func (s *shim) bindAnew() {
-	if s.listener == nil || unix.Access(shimSocketName, unix.F_OK) == nil {
+	if s.listener != nil && sysAccess(shimSocketName, unix.F_OK) == nil {
 		return
 	}
 	l, err := listenAt(".", shimSocketName)
@@ -1051,7 +1086,9 @@ func (s *shim) bindAnew() {
 		s.warn("%v", err)
 		return
 	}
-	s.listener.Close()
+	if s.listener != nil {
+		s.listener.Close()
+	}
 	s.listener = l
 	go s.accept(l)
 }
@@ -1201,7 +1238,7 @@ func (s *shim) forget(r role) {
 	*p = process{fd: -1}
 	if r == roleMain {
 		reach("main-pid.remove")
-		_ = unix.Unlink("main.pid")
+		_ = sysUnlink("main.pid")
 	}
 	s.payOwed()
 }
@@ -1251,7 +1288,7 @@ func (s *shim) daemonReaps(parent int) bool {
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.
 func (s *shim) awaitStatus(m msgGone, fd int) {
 	p := []unix.PollFd{{Fd: int32(fd), Events: 0}}
-	_, _ = unix.Poll(p, int(statusLimit.Milliseconds()))
+	_, _ = sysPoll(p, int(statusLimit.Milliseconds()))
 	ws, ok := pidfdExit(fd)
 	unix.Close(fd)
 	if ok {
@@ -1274,6 +1311,9 @@ func (s *shim) tree() tree {
 		members: append([]pidRef{s.svc.Main, s.svc.Control}, s.svc.Orphans...)}
 }
 
+// signalTries bounds how often a signal is sent that could not be: one that we may never send is no reason to try for ever.
+const signalTries = 5
+
 // kill sends a signal to the main and control process or to the whole tree. A stage that is about to become the service would ignore
 // it, or die of it in our name: its report comes first, unless the signal is SIGKILL.
 func (s *shim) kill(e kill) {
@@ -1282,22 +1322,42 @@ func (s *shim) kill(e kill) {
 		s.owed = &e
 		return
 	}
-	if e.scope == scopeMain {
-		s.signalOne(&s.main, e.signal)
-		s.signalOne(&s.control, e.signal)
-		return
-	}
-	if s.treeIsEmpty() {
-		return
-	}
-	s.tree().signal(e.signal)
+	s.deliver(e, 1)
 }
 
-func (s *shim) signalOne(p *process, sig syscall.Signal) {
-	if p.fd >= 0 {
-		reach("main.signal")
-		signalAndContinue(p.fd, sig)
+// deliver sends a signal, and again after a pause where some may not have got it and the state that asked for it stands: without it a stop
+// would last until its time is up. Others get it twice then.
+func (s *shim) deliver(e kill, try int) {
+	err := s.trySignal(e)
+	if err == nil {
+		return
 	}
+	s.warn("cannot send %s: %v", signalName(e.signal), err)
+	if try < signalTries {
+		m := msgKill{e, try + 1, s.svc.Sub, s.svc.Invocation}
+		time.AfterFunc(retryPause, func() { s.inbox <- m })
+	}
+}
+
+func (s *shim) trySignal(e kill) error {
+	if e.scope == scopeMain {
+		return errors.Join(s.signalOne(&s.main, e.signal), s.signalOne(&s.control, e.signal))
+	}
+	if s.treeIsEmpty() {
+		return nil
+	}
+	return s.tree().signal(e.signal)
+}
+
+func (s *shim) signalOne(p *process, sig syscall.Signal) error {
+	if p.fd < 0 {
+		return nil
+	}
+	reach("main.signal")
+	if err := signalAndContinue(p.fd, sig); err != errGone {
+		return err
+	}
+	return nil
 }
 
 // treeIsEmpty answers without a walk where it can: no child is left, and the cgroup is empty. Where nothing can be listed for lack of
@@ -1346,7 +1406,7 @@ func (s *shim) checkTree() {
 // end of one is enough: until then it is not empty.
 func (s *shim) lookAtMembers() {
 	if s.svc.Sub == stopSigkill || s.svc.Sub == finalSigkill || s.waiting != nil {
-		s.tree().signal(syscall.SIGKILL)
+		_ = s.tree().signal(syscall.SIGKILL) // whoever is left is looked at below
 	}
 	descendants := !s.adopted && s.svc.Cgroup == "" // the last end is an end of a child of ours, unless SIGCHLD hangs with the pump
 	if s.members[0] || s.main.fd >= 0 || s.control.fd >= 0 || descendants && (s.pump == nil || !s.pump.owes()) {
@@ -1447,6 +1507,14 @@ func (s *shim) startPump() error {
 	return nil
 }
 
+// ensurePump starts the pump, and again after a pause, which doubles, where that fails: a service that is adopted must not block.
+func (s *shim) ensurePump(pause time.Duration) {
+	if err := s.startPump(); err != nil {
+		s.warn("%v", err)
+		time.AfterFunc(pause, func() { s.inbox <- msgPump{min(2*pause, healMost)} })
+	}
+}
+
 func (s *shim) drain(e drain) {
 	s.drains++
 	if s.pump == nil {
@@ -1476,7 +1544,7 @@ func (s *shim) outputStands() bool {
 	}
 	for stream, name := range fifoNames {
 		var ours, there unix.Stat_t
-		if unix.Fstat(s.pump.fifo(logStream(stream)), &ours) != nil || unix.Lstat(name, &there) != nil || ours.Ino != there.Ino {
+		if sysFstat(s.pump.fifo(logStream(stream)), &ours) != nil || sysLstat(name, &there) != nil || ours.Ino != there.Ino {
 			return false
 		}
 	}

@@ -290,7 +290,7 @@ func TestStartThatWaits(t *testing.T) {
 	}{{verbStart, true}, {verbReload, true}, {verbStop, false}, {verbRestart, false}} {
 		s := shimWithWish(t, runRecord{Sub: starting, Job: jobRecord{ID: "old", Verb: verbStart}}, wantRecord{Up: true, Job: "new", Verb: c.verb})
 		s.waiting = &spawn{role: roleMain}
-		s.readWant("")
+		s.readWant("", retryPause)
 		if waits := s.waiting != nil; waits != c.waits || s.svc.Job.ID != "new" {
 			t.Errorf("%s: the start waits: %t, job %q; want %t, new", c.verb, waits, s.svc.Job.ID, c.waits)
 		}

@@ -26,6 +26,13 @@ import (
 // where KillMode ends it. SendSIGKILL=no forbids to end it: then there is no start.
 func (s *shim) spawnWhenClear(e spawn) {
 	begins := s.starts() || s.svc.Sub == startPre
+	if begins && s.pump == nil {
+		if err := s.startPump(); err != nil { // nobody would read what it prints
+			s.spawnFailed(e.role, "%v", err)
+			return
+		}
+		s.greetDaemon()
+	}
 	if begins && !s.retiring && !s.outputStands() {
 		s.retiring = true
 		s.pump.retire()
@@ -54,7 +61,7 @@ func (s *shim) spawnWhenClear(e spawn) {
 	}
 	all := scopeTree
 	s.waiting, s.watching = &e, &all
-	s.tree().signal(syscall.SIGKILL)
+	_ = s.tree().signal(syscall.SIGKILL) // checkTree looks at whoever is left
 	waited := s.waiting
 	time.AfterFunc(busyLimit, func() { s.inbox <- msgBusy{waited} })
 	s.checkTree()
@@ -108,7 +115,7 @@ func (s *shim) spawn(e spawn) {
 // has to come, since others may need it.
 func (s *shim) giveWay() {
 	if !isUp(s.svc.Sub) {
-		s.readWant("")
+		s.readWant("", retryPause)
 	}
 }
 
@@ -220,9 +227,10 @@ func (s *shim) processEnvironment() []string {
 
 // stageFiles are the descriptors of one spawn; -1 = not open.
 type stageFiles struct {
-	out, err, null    int // of the stage
-	barrierR, reportW int // of the stage
-	barrierW, reportR int // ours
+	out, err, null    int      // of the stage
+	barrierR, reportW int      // of the stage
+	barrierW          int      // ours
+	report            *os.File // likewise
 	pidFile           int
 	pid, pidfd        int
 }
@@ -235,15 +243,18 @@ func (f *stageFiles) closeChildEnds() {
 
 func (f *stageFiles) close() {
 	f.closeChildEnds()
-	for _, fd := range []*int{&f.barrierW, &f.reportR, &f.pidFile} {
+	for _, fd := range []*int{&f.barrierW, &f.pidFile} {
 		closeFD(fd)
+	}
+	if f.report != nil {
+		f.report.Close()
 	}
 }
 
 // openStageFiles opens fresh descriptions of the FIFOs, takes the guard on them, and makes the pipes. EAGAIN: the guard is taken, which
 // matters to a start only: what another command left, or a forked main process, may hold the guard of commands.
 func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
-	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, reportR: -1, pidFile: -1, pidfd: -1}
+	f = &stageFiles{out: -1, err: -1, null: -1, barrierR: -1, reportW: -1, barrierW: -1, pidFile: -1, pidfd: -1}
 	guard := guardControl
 	if r == roleMain || s.starts() {
 		guard = guardMain
@@ -277,8 +288,13 @@ func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 	if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return f, err
 	}
-	f.reportR, f.reportW = p[0], p[1]
-	return f, nil
+	f.reportW = p[1]
+	if err = unix.SetNonblock(p[0], true); err != nil {
+		unix.Close(p[0])
+		return f, err
+	}
+	f.report, err = pollable(p[0], "report")
+	return f, err
 }
 
 // openGuarded opens a FIFO as the service will have it (never through os.File, which would make it non-blocking) and locks its guard byte.
@@ -340,7 +356,7 @@ func (s *shim) makeCgroup() int {
 		}
 		dir := s.cgroupBase + "/" + s.name + ".service"
 		reach("cgroup.make")
-		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+		if err := sysMkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 			return -1
 		}
 		s.svc.Cgroup = dir
@@ -349,7 +365,7 @@ func (s *shim) makeCgroup() int {
 	fd, err := openRetry(s.svc.Cgroup, flags, 0)
 	if errors.Is(err, unix.ENOENT) { // somebody has removed it, empty as it was
 		reach("cgroup.make-again")
-		if unix.Mkdir(s.svc.Cgroup, 0o755) == nil {
+		if sysMkdir(s.svc.Cgroup, 0o755) == nil {
 			fd, err = openRetry(s.svc.Cgroup, flags, 0)
 		}
 	}
@@ -375,11 +391,11 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 	s.svc.Main = ref
 	s.hold = append(s.hold, heldFD{heldMain, p.fd})
 	reach("main-pid.write")
-	if _, err := unix.Write(f.pidFile, pidFileText(f.pid)); err != nil {
+	if _, err := sysWrite(f.pidFile, pidFileText(f.pid)); err != nil {
 		s.warn("cannot write main.pid: %v", err) // it only says where to look
 	}
 	reach("main-pid.rename")
-	if err := unix.Rename("main.pid.new", "main.pid"); err != nil {
+	if err := sysRename("main.pid.new", "main.pid"); err != nil {
 		s.warn("cannot write main.pid: %v", err)
 	}
 	closeFD(&f.pidFile)
@@ -392,7 +408,7 @@ func (f *stageFiles) commit(order stageOrder) {
 	b := append(encodeStageOrder(order), '!')
 	if len(b) <= os.Getpagesize() {
 		reach("stage.commit")
-		_, _ = unix.Write(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
+		_, _ = sysWrite(f.barrierW, b) // EPIPE: the stage is gone, which its end tells
 		return
 	}
 	_ = unix.SetNonblock(f.barrierW, true)
@@ -410,11 +426,15 @@ func (s *shim) awaitReport(r role, f *stageFiles) {
 	s.spawns++
 	p, seq := s.process(r), s.spawns
 	p.seq = seq
-	_ = unix.SetNonblock(f.reportR, true)
-	report := os.NewFile(uintptr(f.reportR), "report")
-	f.reportR = -1
+	report := f.report
+	f.report = nil
 	go func() {
-		text, _ := io.ReadAll(report)
+		text, err := io.ReadAll(report)
+		if err != nil { // as with sysReadPipe: its end is still to come
+			var more []byte
+			more, _ = io.ReadAll(report)
+			text = append(text, more...)
+		}
 		report.Close()
 		s.inbox <- msgReport{seq, r, text}
 	}()
@@ -433,6 +453,9 @@ func (s *shim) onReport(m msgReport) {
 		s.feed(evSpawned{m.role})
 	} else {
 		p.failed = &failure
+		if failure.Stage == "" { // it has died; should it not, for its word was lost, nothing else would end this start
+			_ = s.signalOne(p, syscall.SIGKILL)
+		}
 	}
 	s.payOwed()
 	s.reap()
@@ -503,7 +526,9 @@ func (s *shim) openNotify(a account) error {
 	if err != nil {
 		return fmt.Errorf("cannot read notify socket: %v", err)
 	}
-	n.file = os.NewFile(uintptr(own), "notify")
+	if n.file, err = pollable(own, "notify socket"); err != nil {
+		return err
+	}
 	raw, err := n.file.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("cannot read notify socket: %v", err)
@@ -549,7 +574,7 @@ func (s *shim) notifyPath(a account) string {
 		reach("notify.directory")
 		if err := os.Mkdir(dir, 0o711); err == nil || errors.Is(err, os.ErrExist) {
 			reach("notify.open-directory")
-			if unix.Chmod(dir, 0o711) == nil {
+			if sysChmod(dir, 0o711) == nil {
 				return dir + "/" + file
 			}
 		}
@@ -560,28 +585,28 @@ func (s *shim) notifyPath(a account) string {
 func bindNotify(fd int, path string, a account) error {
 	if strings.HasPrefix(path, "@") {
 		reach("notify.bind-abstract")
-		return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
+		return sysBind(fd, &unix.SockaddrUnix{Name: path}) // x/sys turns the @ into the abstract namespace
 	}
 	reach("notify.unlink")
-	_ = unix.Unlink(path)
+	_ = sysUnlink(path)
 	reach("notify.bind")
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := sysBind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		return err
 	}
 	if a.switched {
 		reach("notify.owner")
-		if err := unix.Lchown(path, a.uid, a.gid); err != nil {
+		if err := sysLchown(path, a.uid, a.gid); err != nil {
 			return err
 		}
 	}
 	reach("notify.mode")
-	return unix.Chmod(path, 0o600)
+	return sysChmod(path, 0o600)
 }
 
 func (n *notifySocket) remove() {
 	if n.path != "" && !strings.HasPrefix(n.path, "@") {
 		reach("notify.remove")
-		_ = unix.Unlink(n.path)
+		_ = sysUnlink(n.path)
 	}
 }
 
@@ -743,7 +768,7 @@ func (s *shim) readPIDFile(path string) int {
 	}
 	defer unix.Close(fd)
 	b := make([]byte, 64)
-	n, _ := unix.Read(fd, b)
+	n, _ := sysRead(fd, b)
 	text := bytes.TrimSpace(b[:max(n, 0)])
 	pid := parsePIDFile(text)
 	if pid == 0 && len(text) > 0 { // else it is about to be written

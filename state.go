@@ -106,7 +106,7 @@ func (h home) make() error {
 		return fmt.Errorf("cannot use home %s: it lies on a network file system, where locks of other machines would mix with ours", h.path)
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(h.path, &st); err != nil {
+	if err := sysStat(h.path, &st); err != nil {
 		return fmt.Errorf("cannot use home %s: %w", h.path, err)
 	}
 	if int(st.Uid) != os.Geteuid() {
@@ -180,7 +180,7 @@ func (h home) makeRunRoot() error {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
 	var st unix.Stat_t
-	if err := unix.Lstat(target, &st); err != nil || int(st.Uid) != os.Geteuid() || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+	if err := sysLstat(target, &st); err != nil || int(st.Uid) != os.Geteuid() || st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return fmt.Errorf("cannot use run directory %s: it is not a directory of ours", target)
 	}
 	return nil
@@ -201,10 +201,10 @@ func (h home) notifyDir() string {
 // tidy removes what lies outside of a home of which nothing runs. What is not empty stays: the records of units do until `forget`.
 func (h home) tidy() {
 	reach("tidy.notify")
-	_ = unix.Rmdir(h.notifyDir())
+	_ = sysRmdir(h.notifyDir())
 	if target, err := os.Readlink(h.runRoot()); err == nil {
 		reach("tidy.run")
-		_ = unix.Rmdir(target) // makeRunRoot makes it again
+		_ = sysRmdir(target) // makeRunRoot makes it again
 	}
 }
 
@@ -216,7 +216,7 @@ func (h home) placeOf(dir string) place {
 // id names this home within a boot: it is short, survives a rename, and is a valid file name.
 func (h home) id() string {
 	var st unix.Stat_t
-	if unix.Stat(h.path, &st) != nil {
+	if sysStat(h.path, &st) != nil {
 		return "0"
 	}
 	return strconv.FormatUint(st.Dev, 16) + "-" + strconv.FormatUint(st.Ino, 16)
@@ -268,7 +268,7 @@ func openRecord(path string) (*recordFile, error) {
 		return nil, err
 	}
 	r := &recordFile{fd: fd, room: make([]byte, 2*slotBytes)}
-	if n, err := unix.Pread(fd, r.room, 0); err == nil {
+	if n, err := sysPread(fd, r.room, 0); err == nil {
 		_, r.seq, _ = newestSlot(r.room[:n]) // unreadable slots: begin at 0, both are overwritten
 	}
 	return r, nil
@@ -282,10 +282,10 @@ func openSlots(path string) (int, error) {
 		return -1, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
 	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil && st.Size < 2*slotBytes {
+	if err = sysFstat(fd, &st); err == nil && st.Size < 2*slotBytes {
 		reach("record.allocate")
-		if err = unix.Fallocate(fd, 0, 0, 2*slotBytes); err == unix.EOPNOTSUPP {
-			_, err = unix.Pwrite(fd, make([]byte, 2*slotBytes), 0)
+		if err = again(func() error { return unix.Fallocate(fd, 0, 0, 2*slotBytes) }); err == unix.EOPNOTSUPP {
+			_, err = sysPwrite(fd, make([]byte, 2*slotBytes), 0)
 		}
 	}
 	if err != nil {
@@ -297,7 +297,7 @@ func openSlots(path string) (int, error) {
 
 // read reads what the record says now.
 func (r *recordFile) read(v record) error {
-	n, err := unix.Pread(r.fd, r.room, 0)
+	n, err := sysPread(r.fd, r.room, 0)
 	if err != nil {
 		return err
 	}
@@ -311,7 +311,7 @@ func (r *recordFile) write(body []byte) error {
 	if err := encodeSlot(slot, r.seq+1, body); err != nil {
 		return err
 	}
-	n, err := unix.Pwrite(r.fd, slot, int64((r.seq+1)%2)*slotBytes)
+	n, err := sysPwrite(r.fd, slot, int64((r.seq+1)%2)*slotBytes)
 	if err == nil && n < len(slot) {
 		err = io.ErrShortWrite
 	}
@@ -426,17 +426,17 @@ func replaceFile(path string, content []byte) error {
 	for len(content) > 0 && err == nil { // a disk that fills up takes a part first
 		var n int
 		reach("file.write")
-		n, err = unix.Write(fd, content)
+		n, err = sysWrite(fd, content)
 		content = content[max(n, 0):]
 	}
 	unix.Close(fd)
 	if err == nil {
 		reach("file.rename")
-		err = unix.Rename(tmp, path)
+		err = sysRename(tmp, path)
 	}
 	if err != nil {
 		reach("file.undo")
-		_ = unix.Unlink(tmp)
+		_ = sysUnlink(tmp)
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	return nil
@@ -455,16 +455,16 @@ func rewriteFile(path string, content []byte) error {
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
+	if sysFstat(fd, &st) != nil {
 		return err
 	}
 	blanks := bytes.Repeat([]byte{' '}, max(0, int(st.Size)-len(content))) // over the rest of the old content, should we be killed before the cut
 	reach("file.overwrite")
-	if n, _ := unix.Pwrite(fd, append(slices.Clip(content), blanks...), 0); n < len(content) {
+	if n, _ := sysPwrite(fd, append(slices.Clip(content), blanks...), 0); n < len(content) {
 		return err
 	}
 	reach("file.cut")
-	return unix.Ftruncate(fd, int64(len(content)))
+	return sysFtruncate(fd, int64(len(content)))
 }
 
 // syncFile makes a replaced file and its name durable: enabled/ must outlive a power cut.
@@ -513,8 +513,8 @@ func (h home) liveDaemon() (daemonRecord, bool) {
 	if err != nil || d.Started == 0 || otherNamespace(d.PIDNS) {
 		return d, false
 	}
-	boot, _ := bootIdentity()
-	return d, d.Boot == boot && processAlive(d.Daemon)
+	boot, _, err := bootIdentity()
+	return d, err == nil && d.Boot == boot && processAlive(d.Daemon)
 }
 
 func (h home) readDaemon() (daemonRecord, error) {
@@ -691,8 +691,8 @@ func (h home) signalShim(name string, pid int, sig syscall.Signal) bool {
 func (h home) isShim(name string, pid int) bool {
 	var dir, cwd unix.Stat_t
 	st, err := readStat(pid)
-	return err == nil && st.comm == shimName && unix.Stat(h.runDir(name), &dir) == nil &&
-		unix.Stat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) == nil && dir.Ino == cwd.Ino && dir.Dev == cwd.Dev
+	return err == nil && st.comm == shimName && sysStat(h.runDir(name), &dir) == nil &&
+		sysStat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) == nil && dir.Ino == cwd.Ino && dir.Dev == cwd.Dev
 }
 
 // askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.
@@ -830,7 +830,7 @@ func (h home) startDaemon(lock int, l launch, hangups chan<- os.Signal) error {
 func (d daemonRecord) newerBinary() string {
 	var own unix.Stat_t
 	st, err := trustedProgram(d.Binary)
-	if err != nil || unix.Stat(selfExe(), &own) != nil || st.Mtim.Nano() < own.Mtim.Nano() {
+	if err != nil || sysStat(selfExe(), &own) != nil || st.Mtim.Nano() < own.Mtim.Nano() {
 		return ""
 	}
 	return d.Binary
@@ -838,7 +838,7 @@ func (d daemonRecord) newerBinary() string {
 
 // trustedProgram looks at a program that we are to start or to become: a regular file of ours or root's that nobody else can write.
 func trustedProgram(path string) (st unix.Stat_t, err error) {
-	if err = unix.Stat(path, &st); err != nil {
+	if err = sysStat(path, &st); err != nil {
 		return st, fmt.Errorf("cannot use program %s: %w", path, err)
 	}
 	if ours := st.Uid == 0 || int(st.Uid) == os.Geteuid(); !ours || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o022 != 0 {
@@ -884,7 +884,7 @@ func (l *ownLog) run(lines <-chan string) {
 	for line := range lines {
 		for _, fd := range l.files {
 			reach("message.write")
-			_, _ = unix.Write(fd, []byte(line)) // a full disk must stop nobody
+			_, _ = sysWrite(fd, []byte(line)) // a full disk must stop nobody
 		}
 	}
 	close(l.written)
@@ -963,7 +963,7 @@ func stamp(ns int64) *string {
 // changedOnDisk tells whether the file of u is no longer what was read. gone: there is no such file any more.
 func changedOnDisk(u *unit) (changed, gone bool) {
 	var st unix.Stat_t
-	if err := unix.Stat(u.Path, &st); err != nil {
+	if err := sysStat(u.Path, &st); err != nil {
 		return false, err == unix.ENOENT || err == unix.ENOTDIR
 	}
 	return st.Mtim.Nano() != u.ModTime || st.Size != u.Size || st.Ino != u.Inode, false
@@ -971,8 +971,11 @@ func changedOnDisk(u *unit) (changed, gone bool) {
 
 // statusFromFiles answers for `list` and `status` where no daemon can be had.
 func (h home) statusFromFiles(name, serviceDir string) unitStatus {
-	boot, _ := bootIdentity()
-	rec, err := h.readState(name, boot)
+	var rec runRecord
+	boot, _, err := bootIdentity()
+	if err == nil {
+		rec, err = h.readState(name, boot)
+	}
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
 	default:

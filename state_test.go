@@ -537,7 +537,7 @@ func TestRecordsOfAnotherBoot(t *testing.T) {
 // TestLiveDaemon: PID and start time alone do not make it the daemon; after a boot they may be those of another process.
 func TestLiveDaemon(t *testing.T) {
 	h := home{t.TempDir()}
-	boot, pidns := bootIdentity()
+	boot, pidns, _ := bootIdentity()
 	ours := daemonRecord{Boot: boot, PIDNS: pidns, Started: 1, Daemon: refOf(os.Getpid())}
 	starting, otherBoot, otherNamespace, dead := ours, ours, ours, ours
 	starting.Started = 0

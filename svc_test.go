@@ -341,7 +341,11 @@ func countTo(f svcFlags) {
 		}
 		binary.NativeEndian.PutUint64(m, n)
 		if n%f.seqBurst == 0 {
-			time.Sleep(f.seqEvery)
+			select {
+			case <-endCount:
+				leave(f, n, max(f.termCode, 0))
+			case <-time.After(f.seqEvery):
+			}
 		}
 	}
 	if f.seqRun > 0 {

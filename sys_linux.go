@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strconv"
@@ -38,6 +39,139 @@ func reach(name string) {
 	}
 }
 
+// ---- calls that a signal may interrupt
+
+// again makes a call until no signal interrupts it. The handlers of the Go runtime have the kernel restart most calls by itself (SA_RESTART,
+// man 7 signal), but not poll, nor connect to a socket with a time limit; and on FUSE and NFS each look at a path may be interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// againFor does so with a call that returns a number.
+func againFor(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+func openRetry(path string, flags int, mode uint32) (int, error) {
+	return againFor(func() (int, error) { return unix.Open(path, flags, mode) })
+}
+
+func sysRead(fd int, b []byte) (int, error) {
+	return againFor(func() (int, error) { return unix.Read(fd, b) })
+}
+
+func sysWrite(fd int, b []byte) (int, error) {
+	return againFor(func() (int, error) { return unix.Write(fd, b) })
+}
+
+func sysPread(fd int, b []byte, at int64) (int, error) {
+	return againFor(func() (int, error) { return unix.Pread(fd, b, at) })
+}
+
+func sysPwrite(fd int, b []byte, at int64) (int, error) {
+	return againFor(func() (int, error) { return unix.Pwrite(fd, b, at) })
+}
+
+func sysPoll(fds []unix.PollFd, ms int) (int, error) {
+	return againFor(func() (int, error) { return unix.Poll(fds, ms) })
+}
+
+func sysStat(path string, st *unix.Stat_t) error {
+	return again(func() error { return unix.Stat(path, st) })
+}
+
+func sysLstat(path string, st *unix.Stat_t) error {
+	return again(func() error { return unix.Lstat(path, st) })
+}
+
+func sysFstat(fd int, st *unix.Stat_t) error {
+	return again(func() error { return unix.Fstat(fd, st) })
+}
+
+func sysStatfs(path string, st *unix.Statfs_t) error {
+	return again(func() error { return unix.Statfs(path, st) })
+}
+
+func sysFstatfs(fd int, st *unix.Statfs_t) error {
+	return again(func() error { return unix.Fstatfs(fd, st) })
+}
+
+func sysAccess(path string, mode uint32) error {
+	return again(func() error { return unix.Access(path, mode) })
+}
+
+func sysMkdir(path string, mode uint32) error {
+	return again(func() error { return unix.Mkdir(path, mode) })
+}
+
+func sysMkfifo(path string, mode uint32) error {
+	return again(func() error { return unix.Mkfifo(path, mode) })
+}
+
+func sysUnlink(path string) error {
+	return again(func() error { return unix.Unlink(path) })
+}
+
+func sysRmdir(path string) error {
+	return again(func() error { return unix.Rmdir(path) })
+}
+
+func sysRename(from, to string) error {
+	return again(func() error { return unix.Rename(from, to) })
+}
+
+func sysChmod(path string, mode uint32) error {
+	return again(func() error { return unix.Chmod(path, mode) })
+}
+
+func sysFchmod(fd int, mode uint32) error {
+	return again(func() error { return unix.Fchmod(fd, mode) })
+}
+
+func sysLchown(path string, uid, gid int) error {
+	return again(func() error { return unix.Lchown(path, uid, gid) })
+}
+
+func sysFchown(fd, uid, gid int) error {
+	return again(func() error { return unix.Fchown(fd, uid, gid) })
+}
+
+func sysChdir(path string) error {
+	return again(func() error { return unix.Chdir(path) })
+}
+
+func sysFchdir(fd int) error {
+	return again(func() error { return unix.Fchdir(fd) })
+}
+
+func sysFtruncate(fd int, size int64) error {
+	return again(func() error { return unix.Ftruncate(fd, size) })
+}
+
+func sysFlock(fd, how int) error {
+	return again(func() error { return unix.Flock(fd, how) })
+}
+
+func sysFcntlFlock(fd uintptr, cmd int, lk *unix.Flock_t) error {
+	return again(func() error { return unix.FcntlFlock(fd, cmd, lk) })
+}
+
+func sysBind(fd int, to unix.Sockaddr) error {
+	return again(func() error { return unix.Bind(fd, to) })
+}
+
+func sysConnect(fd int, to unix.Sockaddr) error {
+	return again(func() error { return unix.Connect(fd, to) })
+}
+
 // ---- clocks
 
 // bootNow reads CLOCK_BOOTTIME: it counts suspend and never steps (man 2 clock_gettime).
@@ -57,9 +191,18 @@ func randomBytes() (b [16]byte) {
 // errGone: the process that a pidRef names does not run any more (or is a zombie).
 var errGone = errors.New("process is gone")
 
-// isShortage: the call found no descriptor or no memory, and says nothing about what it was to look at.
+// isShortage: the call found no descriptor or no memory, or failed of something else that says nothing about what it was to look at. What is
+// gone or hidden is no shortage.
 func isShortage(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case unix.ENOENT, unix.ENOTDIR, unix.ESRCH, unix.EINVAL, unix.EACCES, unix.EPERM:
+		return false
+	}
+	return true
 }
 
 // procStat is the part of proc_pid_stat(5) that we use.
@@ -127,10 +270,7 @@ func readSmall(path string) ([]byte, error) {
 func readToEnd(fd int) ([]byte, error) {
 	b := make([]byte, 0, 512)
 	for {
-		n, err := unix.Read(fd, b[len(b):cap(b)])
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := sysRead(fd, b[len(b):cap(b)])
 		if err != nil {
 			return nil, err
 		}
@@ -144,23 +284,14 @@ func readToEnd(fd int) ([]byte, error) {
 	}
 }
 
-func openRetry(path string, flags int, mode uint32) (int, error) {
-	for {
-		fd, err := unix.Open(path, flags, mode)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
-}
-
 // pidfdInode is unique per process and boot since Linux 6.9 (pidfs); before, all pidfds share one inode, so 0.
 func pidfdInode(fd int) uint64 {
 	var fs unix.Statfs_t
-	if unix.Fstatfs(fd, &fs) != nil || fs.Type != unix.PID_FS_MAGIC {
+	if sysFstatfs(fd, &fs) != nil || fs.Type != unix.PID_FS_MAGIC {
 		return 0
 	}
 	var st unix.Stat_t
-	if unix.Fstat(fd, &st) != nil {
+	if sysFstat(fd, &st) != nil {
 		return 0
 	}
 	return st.Ino
@@ -331,16 +462,16 @@ func whenUnpopulated(fd int, post func()) {
 // unpopulated reads cgroup.events, which covers the cgroups below too. It can be read no more when the cgroup is removed.
 func unpopulated(fd int) bool {
 	var b [256]byte
-	n, err := unix.Pread(fd, b[:], 0)
+	n, err := sysPread(fd, b[:], 0)
 	return err != nil || bytes.Contains(b[:n], []byte("populated 0"))
 }
 
 func pollIn(fd int) bool { return pollFor(fd, 0) }
 
-// pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal ends the wait too.
+// pollFor waits so many ms, -1 = for ever, for fd to be readable; a signal begins the wait anew.
 func pollFor(fd, ms int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(p, ms)
+	n, err := sysPoll(p, ms)
 	return err == nil && n > 0
 }
 
@@ -448,7 +579,7 @@ func (l launch) start() (pid, pidfd int, err error) {
 	if path == "" {
 		path = selfExe()
 	}
-	pid, err = syscall.ForkExec(path, l.argv, attr)
+	pid, err = againFor(func() (int, error) { return syscall.ForkExec(path, l.argv, attr) })
 	if err != nil {
 		return 0, -1, err
 	}
@@ -466,7 +597,7 @@ const ownLink = "/proc/self/exe"
 
 // selfExe names our own program for exec.
 func selfExe() string {
-	if unix.Access(ownLink, unix.X_OK) == nil {
+	if sysAccess(ownLink, unix.X_OK) == nil {
 		return ownLink
 	}
 	return os.Getenv(binaryVariable)
@@ -489,7 +620,7 @@ func programOf(pid string) programID {
 func setProcessName(name string) {
 	fd, err := openRetry("/proc/self/comm", unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
-		_, err = unix.Write(fd, []byte(name))
+		_, err = sysWrite(fd, []byte(name))
 		unix.Close(fd)
 	}
 	if err != nil {
@@ -538,7 +669,7 @@ func lockDirectory(path string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := sysFlock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -554,7 +685,7 @@ func lockIsTaken(path string) bool {
 	}
 	defer unix.Close(fd)
 	reach("lock.look")
-	return unix.Flock(fd, unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+	return sysFlock(fd, unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
 // Guard bytes: an OFD write lock on the FIFO description that becomes a process's stdout and stderr.
@@ -566,18 +697,26 @@ const (
 // lockByte takes an OFD write lock on one byte. EAGAIN when it is taken.
 func lockByte(fd int, at int64) error {
 	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
-	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
+	return sysFcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lk)
 }
 
 // waitByte waits until the byte is free, takes it and gives it back; it occupies a thread.
 func waitByte(fd int, at int64) error {
-	for {
-		lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
-		err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &lk)
-		if err != unix.EINTR {
-			return err
-		}
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
+	return sysFcntlFlock(uintptr(fd), unix.F_OFD_SETLKW, &lk)
+}
+
+// errNoPoller: reads and writes that should wait would fail instead.
+var errNoPoller = errors.New("the poller of the kernel does not take it (fs.epoll.max_user_watches of man 7 epoll, or no memory)")
+
+// pollable gives a descriptor that does not block to the runtime's poller, without which who reads from it would not wait. It owns fd.
+func pollable(fd int, name string) (*os.File, error) {
+	f := os.NewFile(uintptr(fd), name)
+	if f.SetDeadline(time.Time{}) != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot wait for %s: %w", name, errNoPoller)
 	}
+	return f, nil
 }
 
 // ---- Unix sockets, without package net (it costs every process 0.1 ms at start, measured)
@@ -600,7 +739,7 @@ func withSocketPath(dir, name string, use func(path string) error) error {
 	}
 	defer unix.Close(fd)
 	short := "/proc/self/fd/" + strconv.Itoa(fd)
-	if unix.Access(short, unix.F_OK) == nil {
+	if sysAccess(short, unix.F_OK) == nil {
 		return use(short + "/" + name)
 	}
 	return inDirectory(fd, func() error { return use(name) })
@@ -613,7 +752,7 @@ func inDirectory(dir int, do func() error) error {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
-			err = unix.Fchdir(dir)
+			err = sysFchdir(dir)
 		}
 		if err == nil {
 			err = do()
@@ -635,13 +774,13 @@ func listenAt(dir, name string) (*os.File, error) {
 	}
 	err = withSocketPath(dir, name, func(path string) error {
 		reach("socket.unlink")
-		_ = unix.Unlink(path)
+		_ = sysUnlink(path)
 		reach("socket.bind")
-		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		if err := sysBind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 			return err
 		}
 		reach("socket.mode")
-		return unix.Chmod(path, 0o600)
+		return sysChmod(path, 0o600)
 	})
 	if err == nil {
 		reach("socket.listen")
@@ -651,7 +790,7 @@ func listenAt(dir, name string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("cannot listen on %s/%s: %w", dir, name, err)
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return pollable(fd, name)
 }
 
 // connectTimeout bounds a connect to a socket whose owner does not accept.
@@ -666,7 +805,7 @@ func dialAt(dir, name string) (*os.File, error) {
 	tv := unix.NsecToTimeval(int64(connectTimeout)) // connect waits while the backlog is full (man 7 socket)
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
 	err = withSocketPath(dir, name, func(path string) error {
-		return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+		return sysConnect(fd, &unix.SockaddrUnix{Name: path})
 	})
 	if err == nil {
 		err = unix.SetNonblock(fd, true)
@@ -675,7 +814,7 @@ func dialAt(dir, name string) (*os.File, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return pollable(fd, name)
 }
 
 // retryPause is the wait after a call that found no descriptor or no memory: nothing tells when there is some again.
@@ -690,8 +829,11 @@ func acceptFrom(l *os.File) (*os.File, error) {
 	nfd := -1
 	var aerr error
 	err = raw.Read(func(fd uintptr) bool {
-		nfd, _, aerr = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		return aerr != unix.EAGAIN && aerr != unix.EINTR && aerr != unix.ECONNABORTED
+		nfd, aerr = againFor(func() (int, error) {
+			n, _, err := unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			return n, err
+		})
+		return aerr != unix.EAGAIN && aerr != unix.ECONNABORTED
 	})
 	if err == nil {
 		err = aerr
@@ -699,7 +841,12 @@ func acceptFrom(l *os.File) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(nfd), "connection"), nil
+	return pollable(nfd, "connection")
+}
+
+// isTemporary: what an accept has failed of may pass; else the listener is closed.
+func isTemporary(err error) bool {
+	return errors.As(err, new(syscall.Errno)) || errors.Is(err, errNoPoller)
 }
 
 // socketPair returns two connected stream sockets; both non-blocking.
@@ -751,7 +898,7 @@ func (c *conn) hungUp() bool {
 	}
 	err = raw.Control(func(fd uintptr) {
 		p[0].Fd = int32(fd)
-		_, _ = unix.Poll(p, 0)
+		_, _ = sysPoll(p, 0)
 	})
 	return err != nil || p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
 }
@@ -812,8 +959,11 @@ func (c *conn) fill() error {
 	var n, oobn int
 	var rerr error
 	err = raw.Read(func(fd uintptr) bool {
-		n, oobn, _, _, rerr = unix.Recvmsg(int(fd), c.buf[len(c.buf):cap(c.buf)], oob, unix.MSG_CMSG_CLOEXEC)
-		return rerr != unix.EAGAIN && rerr != unix.EINTR
+		n, rerr = againFor(func() (m int, err error) {
+			m, oobn, _, _, err = unix.Recvmsg(int(fd), c.buf[len(c.buf):cap(c.buf)], oob, unix.MSG_CMSG_CLOEXEC)
+			return m, err
+		})
+		return rerr != unix.EAGAIN // else the poller tells when there is more: it does so once for what is there
 	})
 	if err == nil {
 		err = rerr
@@ -966,21 +1116,41 @@ func receiveNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
 // ---- machine
 
 // bootIdentity names this boot as far as processes go: the kernel's boot id and the start of the PID namespace's first process
-// (its inode where that is hidden).
-func bootIdentity() (boot string, pidns uint64) {
-	id, _ := readSmall("/proc/sys/kernel/random/boot_id")
+// (its inode where that is hidden). An error: it cannot be told now. Records of another boot are void, so a look that has failed must
+// never pass for another boot.
+func bootIdentity() (boot string, pidns uint64, err error) {
 	pidns = pidNamespace()
-	if s, err := readStat(1); err == nil {
-		return string(bytes.TrimSpace(id)) + "." + strconv.FormatUint(s.start, 10), pidns
+	id, err := lookTwice(func() ([]byte, error) { return readSmall("/proc/sys/kernel/random/boot_id") })
+	if err != nil {
+		return "", 0, fmt.Errorf("cannot tell which boot this is: %w", err)
 	}
-	return string(bytes.TrimSpace(id)) + ".ns" + strconv.FormatUint(pidns, 10), pidns
+	boot = string(bytes.TrimSpace(id))
+	first, err := lookTwice(func() (procStat, error) { return readStat(1) })
+	if err != nil {
+		return "", 0, fmt.Errorf("cannot tell when process 1 was started: %w", err)
+	}
+	if first.pid == 0 {
+		return boot + ".ns" + strconv.FormatUint(pidns, 10), pidns, nil
+	}
+	return boot + "." + strconv.FormatUint(first.start, 10), pidns, nil
+}
+
+// lookTwice looks at what may be hidden from us, which is no error: then the result is zero. What is hidden is so the second time too.
+func lookTwice[T any](look func() (T, error)) (v T, err error) {
+	for range 2 {
+		if v, err = look(); err == nil {
+			return v, nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || err == unix.ESRCH || err == unix.ENOTDIR {
+		err = nil
+	}
+	var zero T
+	return zero, err
 }
 
 func pidNamespace() uint64 {
-	var st unix.Stat_t
-	if unix.Stat("/proc/self/ns/pid", &st) != nil {
-		return 0
-	}
+	st, _ := lookTwice(func() (st unix.Stat_t, err error) { return st, sysStat("/proc/self/ns/pid", &st) })
 	return st.Ino
 }
 
@@ -1041,7 +1211,7 @@ func ownCgroup() string {
 // isNetworkFileSystem: locks and records there are shared with other kernels.
 func isNetworkFileSystem(path string) bool {
 	var fs unix.Statfs_t
-	if unix.Statfs(path, &fs) != nil {
+	if sysStatfs(path, &fs) != nil {
 		return false
 	}
 	switch uint32(fs.Type) {
@@ -1054,7 +1224,7 @@ func isNetworkFileSystem(path string) bool {
 
 func isTmpfs(path string) bool {
 	var fs unix.Statfs_t
-	return unix.Statfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
+	return sysStatfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
 
 // setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
@@ -1063,7 +1233,7 @@ func setOOMScore(score string) {
 	if err != nil {
 		return
 	}
-	_, _ = unix.Write(fd, []byte(score))
+	_, _ = sysWrite(fd, []byte(score))
 	unix.Close(fd)
 }
 

@@ -27,7 +27,7 @@ func realKernel() kernel {
 	return kernel{
 		tee:      sysTee,
 		write:    sysWrite,
-		truncate: unix.Ftruncate,
+		truncate: sysFtruncate,
 		allocate: sysAllocate,
 		open:     sysOpen,
 		rename:   sysRenameNew,
@@ -35,64 +35,34 @@ func realKernel() kernel {
 }
 
 func sysTee(from, to, n int) (int, error) {
-	for {
+	return againFor(func() (int, error) {
 		m, err := unix.Tee(from, to, n, unix.SPLICE_F_NONBLOCK)
-		if err != unix.EINTR {
-			return int(m), err
-		}
-	}
-}
-
-func sysWrite(fd int, b []byte) (int, error) {
-	for {
-		n, err := unix.Write(fd, b)
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
-}
-
-func sysRead(fd int, b []byte) (int, error) {
-	for {
-		n, err := unix.Read(fd, b)
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
+		return int(m), err
+	})
 }
 
 func sysOpen(path string, flags int, mode uint32) (int, error) {
-	for {
-		fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, mode)
-		if err != unix.EINTR {
-			return fd, err
-		}
-	}
+	return openRetry(path, flags|unix.O_CLOEXEC|unix.O_NOCTTY|unix.O_NOFOLLOW, mode)
 }
 
 // sysAllocate gives a file its blocks, so that writing through a map cannot fail. Where the file system has no
 // fallocate(2), zeros do it.
 func sysAllocate(fd int, size int64) error {
-	for {
-		err := unix.Fallocate(fd, 0, 0, size)
-		switch err {
-		case unix.EINTR:
-			continue
-		case unix.EOPNOTSUPP, unix.ENOSYS:
-			return sysZero(fd, size)
-		}
-		return err
+	err := again(func() error { return unix.Fallocate(fd, 0, 0, size) })
+	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
+		return sysZero(fd, size)
 	}
+	return err
 }
 
 func sysZero(fd int, size int64) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := sysFstat(fd, &st); err != nil {
 		return err
 	}
 	zeros := make([]byte, 4096)
 	for off := st.Size; off < size; {
-		n, err := unix.Pwrite(fd, zeros[:min(size-off, 4096)], off)
+		n, err := sysPwrite(fd, zeros[:min(size-off, 4096)], off)
 		if err != nil {
 			return err
 		}
@@ -104,30 +74,49 @@ func sysZero(fd int, size int64) error {
 // sysRenameNew is rename(2) that refuses to replace. Kernels and file systems without RENAME_NOREPLACE take the
 // plain one.
 func sysRenameNew(from, to string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	err := again(func() error { return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE) })
 	if err == unix.ENOSYS || err == unix.EINVAL {
-		return unix.Rename(from, to)
+		return sysRename(from, to)
 	}
 	return err
 }
 
-// sysLstat is lstat(2) of a path that is prepared once, without garbage: it runs for every batch.
-func sysLstat(path *byte, st *unix.Stat_t) error {
+// sysLstatText is lstat(2) of a path that is prepared once, without garbage: it runs for every batch.
+func sysLstatText(path *byte, st *unix.Stat_t) error {
 	at := unix.AT_FDCWD
-	_, _, e := unix.Syscall6(unix.SYS_NEWFSTATAT, uintptr(at), uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(st)), unix.AT_SYMLINK_NOFOLLOW, 0, 0)
-	if e != 0 {
+	for {
+		_, _, e := unix.Syscall6(unix.SYS_NEWFSTATAT, uintptr(at), uintptr(unsafe.Pointer(path)), uintptr(unsafe.Pointer(st)), unix.AT_SYMLINK_NOFOLLOW, 0, 0)
+		switch e {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		}
 		return e
 	}
-	return nil
 }
 
-// sysReadable is how many bytes a pipe holds (FIONREAD).
+// pipeBytes is what a pipe holds if nobody has changed it (man 7 pipe).
+const pipeBytes = 64 << 10
+
+// sysReadable is how many bytes a pipe holds (FIONREAD). Where that cannot be told, it may be full: a look at it costs little, and what
+// is not looked at is lost with its last reader.
 func sysReadable(fd int) int {
 	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err != nil {
-		return 0
+		return pipeBytes
 	}
 	return n
+}
+
+// sysReadPipe reads from a pipe or FIFO. One that has bytes refuses none by what the kernel says of itself; a refusal all the same would
+// leave bytes where they must not be (in the FIFO, when the log has them already), so it gets one more chance.
+func sysReadPipe(fd int, b []byte) (int, error) {
+	n, err := sysRead(fd, b)
+	if err == nil || err == unix.EAGAIN {
+		return n, err
+	}
+	return sysRead(fd, b)
 }
 
 // sysMapFile maps size bytes of a file, shared and writable.
@@ -167,7 +156,7 @@ func sysTouch(b []byte) {
 func sysMakeFIFO(path string, owner int) (int, error) {
 	for range 8 {
 		reach("fifo.make")
-		if err := unix.Mkfifo(path, 0o622); err != nil && err != unix.EEXIST {
+		if err := sysMkfifo(path, 0o622); err != nil && err != unix.EEXIST {
 			return -1, &os.PathError{Op: "mkfifo", Path: path, Err: err}
 		}
 		fd, err := sysOpenFIFO(path, unix.O_RDWR)
@@ -206,7 +195,7 @@ func sysOpenFIFO(path string, access int) (int, error) {
 		return -1, err
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+	if err := sysFstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
 		_ = unix.Close(fd)
 		return -1, errNoFIFO
 	}
@@ -215,12 +204,12 @@ func sysOpenFIFO(path string, access int) (int, error) {
 
 func sysGiveFIFO(fd, owner int) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := sysFstat(fd, &st); err != nil {
 		return err
 	}
 	if owner >= 0 && st.Uid != uint32(owner) {
 		reach("fifo.owner")
-		if err := unix.Fchown(fd, owner, -1); err != nil {
+		if err := sysFchown(fd, owner, -1); err != nil {
 			return err
 		}
 	}
@@ -228,19 +217,19 @@ func sysGiveFIFO(fd, owner int) error {
 		return nil
 	}
 	reach("fifo.mode")
-	return unix.Fchmod(fd, 0o622)
+	return sysFchmod(fd, 0o622)
 }
 
 // sysMoveAway frees a path of ours from what a third party put there: a directory is renamed, since it may hold
 // something; all else is unlinked, which never touches the target of a link.
 func sysMoveAway(path string) error {
 	reach("away.unlink")
-	err := unix.Unlink(path)
+	err := sysUnlink(path)
 	if err == nil || err == unix.ENOENT {
 		return nil
 	}
 	reach("away.rmdir")
-	if unix.Rmdir(path) == nil {
+	if sysRmdir(path) == nil {
 		return nil
 	}
 	for i := range 1000 {

@@ -43,7 +43,7 @@ func (t tree) look() ([]int, error) {
 	}
 	if !t.adopted && t.shim != 0 {
 		if pids, ok := descendants(t.shim); ok {
-			return t.withoutOurs(pids), nil
+			return t.withoutOurs(pids)
 		}
 	}
 	return t.closure()
@@ -80,36 +80,39 @@ func cgroupEmpty(dir string) bool {
 	return errors.Is(err, unix.ENOENT) || err == nil && bytes.Contains(b, []byte("populated 0"))
 }
 
-// descendants lists the processes below pid, without pid. false: this kernel does not tell (CONFIG_PROC_CHILDREN).
+// descendants lists the processes below pid, without pid. false: this kernel does not tell (CONFIG_PROC_CHILDREN), or not now.
 func descendants(pid int) (all []int, ok bool) {
 	all, ok = children(pid)
-	for i := 0; i < len(all); i++ {
-		more, _ := children(all[i])
+	for i := 0; i < len(all) && ok; i++ {
+		var more []int
+		more, ok = children(all[i])
 		all = append(all, more...)
 	}
 	return all, ok
 }
 
-// children lists the live children of all threads of a process.
+// children lists the live children of all threads of a process; none of one that is gone.
 func children(pid int) (pids []int, ok bool) {
 	dir := "/proc/" + strconv.Itoa(pid) + "/task"
 	tasks, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, errors.Is(err, unix.ENOENT) && unix.Access("/proc/self/stat", unix.F_OK) == nil
+		return nil, errors.Is(err, unix.ENOENT) && sysAccess("/proc/self/stat", unix.F_OK) == nil
 	}
 	for _, t := range tasks {
 		b, err := readSmall(dir + "/" + t.Name() + "/children")
-		if err != nil {
-			continue
+		if errors.Is(err, unix.ENOENT) && sysAccess(dir+"/"+t.Name(), unix.F_OK) == nil {
+			return nil, false
 		}
-		ok = true
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
+			return nil, false
+		}
 		for f := range bytes.FieldsSeq(b) {
 			if n, err := strconv.Atoi(string(f)); err == nil {
 				pids = append(pids, n)
 			}
 		}
 	}
-	return pids, ok
+	return pids, true
 }
 
 // closure finds the tree over all processes: {members}, their descendants and the shim's, sessions led by a live member, and processes
@@ -173,7 +176,7 @@ func scopeOf(pid int) string {
 func processes() ([]procStat, error) {
 	names, err := readDirNames("/proc")
 	if err == nil {
-		err = unix.Access("/proc/self/stat", unix.F_OK) // the directory may be there without the file system
+		err = sysAccess("/proc/self/stat", unix.F_OK) // the directory may be there without the file system
 	}
 	if err != nil {
 		return nil, err
@@ -204,12 +207,18 @@ func readDirNames(dir string) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
-// withoutOurs drops daemons and shims of this home: they are nobody's service.
-func (t tree) withoutOurs(pids []int) []int {
-	return slices.DeleteFunc(pids, func(pid int) bool {
+// withoutOurs drops daemons and shims of this home: they are nobody's service. An error: of some it could not be told.
+func (t tree) withoutOurs(pids []int) (list []int, wrong error) {
+	for _, pid := range pids {
 		s, err := readStat(pid)
-		return err != nil || s.ended() || t.isOurs(pid, s.comm)
-	})
+		switch {
+		case isShortage(err):
+			wrong = err
+		case err == nil && !s.ended() && !t.isOurs(pid, s.comm):
+			list = append(list, pid)
+		}
+	}
+	return list, wrong
 }
 
 // isOurs: a daemon or shim of this home. Its name may be anybody's; its working directory and PID file are not.
@@ -231,29 +240,42 @@ func (t tree) isOurs(pid int, comm string) bool {
 func (t tree) inRunRoot(dir string) bool {
 	var a, b unix.Stat_t
 	i := strings.LastIndexByte(dir, '/')
-	return i > 0 && unix.Stat(dir[:i], &a) == nil && unix.Stat(t.home.runRoot(), &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev
+	return i > 0 && sysStat(dir[:i], &a) == nil && sysStat(t.home.runRoot(), &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev
 }
 
 // signal sends sig to every process of the tree. Each is pinned by a pidfd first and looked for again after, so that a PID which was
 // recycled in between is spared. With SIGKILL and a cgroup the kernel does it in one go.
-func (t tree) signal(sig syscall.Signal) {
+// An error: some may not have got it.
+func (t tree) signal(sig syscall.Signal) error {
 	if sig == syscall.SIGKILL && t.cgroup != "" && killCgroup(t.cgroup) {
-		return
+		return nil
+	}
+	var wrong error
+	note := func(err error) {
+		if isShortage(err) || errors.Is(err, unix.EPERM) {
+			wrong = err
+		}
 	}
 	fds := make(map[int]int)
-	for _, pid := range t.list() {
-		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+	pids, err := t.look()
+	note(err)
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		note(err)
+		if err == nil {
 			fds[pid] = fd
 		}
 	}
-	again := t.list()
+	again, err := t.look()
+	note(err)
 	for pid, fd := range fds {
 		if slices.Contains(again, pid) {
 			reach("tree.signal")
-			signalAndContinue(fd, sig)
+			note(signalAndContinue(fd, sig))
 		}
 		unix.Close(fd)
 	}
+	return wrong
 }
 
 // killCgroup ends all processes of a cgroup and of those below it, in one go. false: this kernel cannot (before 5.14), or it is gone.
@@ -263,11 +285,13 @@ func killCgroup(dir string) bool {
 }
 
 // signalAndContinue: a stopped process could not act on the signal (systemd sends SIGCONT likewise).
-func signalAndContinue(fd int, sig syscall.Signal) {
-	if pidfdSignal(fd, sig) == nil && sig != syscall.SIGKILL && sig != syscall.SIGCONT {
+func signalAndContinue(fd int, sig syscall.Signal) error {
+	err := pidfdSignal(fd, sig)
+	if err == nil && sig != syscall.SIGKILL && sig != syscall.SIGCONT {
 		reach("signal.continue")
 		_ = pidfdSignal(fd, syscall.SIGCONT)
 	}
+	return err
 }
 
 // ---- what is shown
@@ -283,7 +307,10 @@ type procInfo struct {
 
 // tree lists the processes of a service, parents first.
 func (h home) tree(s unitStatus) []procInfo {
-	boot, _ := bootIdentity()
+	boot, _, err := bootIdentity()
+	if err != nil {
+		return nil
+	}
 	rec, err := h.readState(s.Name, boot)
 	if err != nil {
 		return nil

@@ -214,7 +214,7 @@ func TestOursAreNobodysService(t *testing.T) {
 	if !tr.isOurs(pid, daemonName) || tr.isOurs(pid, "sleep") {
 		t.Error("the daemon of daemon.pid is not ours")
 	}
-	boot, _ := bootIdentity()
+	boot, _, _ := bootIdentity()
 	d := daemonRecord{Boot: boot, Daemon: refOf(pid), Started: 1}
 	if err := errors.Join(os.Remove(h.path+"/daemon.pid"), h.writeDaemon(d)); err != nil {
 		t.Fatal(err)

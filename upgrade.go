@@ -328,7 +328,7 @@ func heirMain(will *daemonWill) int {
 	}
 	m.will, m.serviceDir = will, will.ServiceDir
 	m.listener = inherited(will.ListenerFD, socketName)
-	if m.listener == nil || unix.Access(h.path+"/"+socketName, unix.F_OK) != nil { // it may have been deleted just before
+	if m.listener == nil || sysAccess(h.path+"/"+socketName, unix.F_OK) != nil { // it may have been deleted just before
 		if err := m.listen(); err != nil {
 			return ready.fail(err)
 		}
@@ -385,7 +385,7 @@ func (m *manager) inherit() {
 
 // attendAgain makes a session for a client whose connection was kept.
 func (m *manager) attendAgain(w *clientWill) *session {
-	c := newSession(os.NewFile(uintptr(w.FD), "client"))
+	c := newSession(os.NewFile(uintptr(w.FD), "client")) // without a poller for it there would be none for the daemon's own either
 	c.conn.buf, _ = hex.DecodeString(w.Unread)
 	c.backlog, _ = hex.DecodeString(w.Unsent)
 	m.clients[c] = true
