@@ -1,7 +1,7 @@
 // Role: the kill campaign: random SIGKILL of daemon and shims under load, judged by what processes and logs show.
 // Runs in: go test.
 // Owns: its home, its services and what they write beside it.
-// Uses: wire, state, sys, observe, script, scriptcmd, edge.
+// Uses: wire, state, sys, observe, script, scriptcmd, edge, failpoint, trial, report.
 
 package main
 
@@ -21,13 +21,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 )
 
 var (
-	campaignKills    = flag.Int("kills", 40, "rounds of SIGKILL in TestKillCampaign")
+	campaignKills    = flag.Int("kills", 40, "rounds of TestKillCampaign, each with at least one SIGKILL")
 	campaignSeed     = flag.Uint64("seed", 0, "seed of TestKillCampaign; 0 = another one each time")
 	campaignServices = flag.Int("services", 0, "services of TestKillCampaign; 0 = 12, or 50 from 300 kills on")
 )
@@ -38,6 +39,8 @@ const (
 	healPatience     = 1500 * time.Millisecond // for shims to start a daemon, before a client does it
 	journalTail      = 40                      // events shown with a fault
 	faultsEnough     = 3
+	campaignPart     = 500                    // rounds with the same services and the same seed
+	orderPatience    = 300 * time.Millisecond // for a process to come to the failpoint that it has orders for
 )
 
 // subjectKind is one sort of service under test. $FILE in unit becomes the path of the service's own files.
@@ -49,11 +52,17 @@ type subjectKind struct {
 	unit  string
 }
 
-const sameLine = "the same line"
+const (
+	sameLine     = "the same line"
+	fiveThousand = "-seq-every 10ms -seq-burst 50" // lines a second
+)
 
 var subjectKinds = [...]subjectKind{
-	{name: "chatty", lines: true, unit: `ExecStart = "$SVC -lock $FILE.lock -seq $FILE.seq -seq-every 4ms -term-code 0 -ends $FILE.ends"`},
+	{name: "chatty", lines: true, unit: `LogMaxSize = "1M"
+ExecReload = "$SVC -exit-after 1ms"
+ExecStart = "$SVC -lock $FILE.lock -seq $FILE.seq ` + fiveThousand + ` -term-code 0 -ends $FILE.ends"`},
 	{name: "rotating", lines: true, unit: `LogMaxSize = "64K"
+ExecReload = "$SVC -exit-after 1ms"
 ExecStart = "$SVC -lock $FILE.lock -seq $FILE.seq -seq-every 20ms -seq-burst 25 -term-code 0 -ends $FILE.ends"`},
 	{name: "same", lines: true, same: sameLine, unit: `LogMaxSize = "64K"
 ExecStart = [["$SVC", "-lock", "$FILE.lock", "-seq", "$FILE.seq", "-same", "` + sameLine + `", "-seq-every", "10ms", "-seq-burst", "5", "-term-code", "0", "-ends", "$FILE.ends"]]`},
@@ -71,8 +80,10 @@ TimeoutStopSec = 1`},
 PIDFile = "$FILE.pid"
 ExecStart = "$SVC -fork-away -lock $FILE.lock -pidfile $FILE.pid"`},
 	{name: "notify", unit: `Type = "notify"
+ExecReload = "$SVC -exit-after 1ms"
 ExecStart = "$SVC -lock $FILE.lock -ready-after 5ms -notify READY=1"`},
-	{name: "simple", unit: `ExecStart = "$SVC -lock $FILE.lock"`},
+	{name: "simple", unit: `ExecReload = "$SVC -exit-after 1ms"
+ExecStart = "$SVC -lock $FILE.lock"`},
 }
 
 // subject is one service under test, with what is known of it from outside.
@@ -80,6 +91,7 @@ type subject struct {
 	kind     *subjectKind
 	name     string
 	file     string // begins the paths of its own files
+	cookie   string // stands in the environment of each process of it; "" = it may leave some behind
 	up       bool   // the last wish that was granted
 	busy     bool   // a command for it is under way
 	instance string // the last line of its lock file
@@ -107,27 +119,62 @@ type campaign struct {
 	expects  bool          // faults are expected
 	patience time.Duration // for what must come to pass in the end; 0 = campaignPatience
 	stranger *stranger
+	watch    *failWatch       // nil = no failpoints
+	known    map[passage]int  // how often the processes came to failpoints, while they had orders
+	hit      map[passage]bool // at which one was killed or stopped
+	truth    *truthWatch
 
-	strikes, daemons, shims, stages, helpers, frozen, commands, again, heals, lines int
-	attach                                                                          []time.Duration
+	strikes                                         int // rounds with a kill
+	daemons, shims, stages, helpers, fired, frozen  int // signals
+	commands, reloads, again, heals, lines, excused int
+	attachDaemon, attachShim                        []time.Duration
 }
 
+// TestKillCampaign goes on until it has killed often enough, in parts that say how to go on after each.
 func TestKillCampaign(t *testing.T) {
-	c := newCampaign(t)
+	seed := *campaignSeed
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano()) % 1_000_000
+	}
+	for done := 0; done < *campaignKills && !t.Failed(); seed++ {
+		n := min(campaignPart, *campaignKills-done)
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { campaignPartOf(t, seed, n) })
+		done += n
+		t.Logf("%d of %d rounds are done; -kills %d -seed %d goes on", done, *campaignKills, *campaignKills-done, seed+1)
+	}
+}
+
+func campaignPartOf(t *testing.T, seed uint64, rounds int) {
+	c := newCampaign(t, seed)
 	t.Cleanup(c.keep) // before the home goes
 	c.run("start", c.subjects...)
-	for c.strikes < *campaignKills && c.faults < faultsEnough {
+	c.truth = c.watchTruth()
+	defer c.truth.end()
+	for n, last := 1, 0; c.strikes < rounds && c.faults < faultsEnough; n++ {
 		c.round()
-		if c.strikes%15 == 0 {
+		if n%15 == 0 {
 			c.checkLogs()
-			t.Logf("%d kills after %.0f s", c.strikes, time.Since(c.began).Seconds()) // for a run that is cut off
+		}
+		if n%100 == 0 {
+			t.Logf("%d rounds with a kill after %.0f s", c.strikes, time.Since(c.began).Seconds()) // for a run that is cut off
+			if c.strikes == last {
+				t.Fatal("100 rounds in a row have killed nothing")
+			}
+			last = c.strikes
 		}
 	}
+	c.truth.end()
 	c.finish()
-	t.Log(c.summary())
+	f := c.figures()
+	t.Log(f.summary())
+	if *campaignReport != "" {
+		if err := f.report(*campaignReport); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
-func newCampaign(t *testing.T) *campaign {
+func newCampaign(t *testing.T, seed uint64) *campaign {
 	n := *campaignServices
 	switch {
 	case n == 0 && *campaignKills >= 300:
@@ -135,11 +182,9 @@ func newCampaign(t *testing.T) *campaign {
 	case n == 0:
 		n = 12
 	}
-	seed := *campaignSeed
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano()) % 1_000_000
-	}
+	w := failpointBinaries(t) // removed after the home
 	c := campaignOf(newTestHome(t), seed)
+	c.watch, c.bin = w, w.beside
 	for i := range n {
 		k := &subjectKinds[i%len(subjectKinds)]
 		c.add(k, fmt.Sprintf("%s%d", k.name, i))
@@ -148,7 +193,8 @@ func newCampaign(t *testing.T) *campaign {
 }
 
 func campaignOf(h *testHome, seed uint64) *campaign {
-	return &campaign{testHome: h, seed: seed, chance: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), stranger: newStranger(h.t)}
+	return &campaign{testHome: h, seed: seed, chance: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), stranger: newStranger(h.t),
+		known: map[passage]int{}, hit: map[passage]bool{}}
 }
 
 // add makes a service under test.
@@ -158,8 +204,20 @@ func (c *campaign) add(k *subjectKind, name string) {
 	if !strings.Contains(text, "LogMaxFiles") {
 		text = "LogMaxFiles = 100000\n" + text
 	}
+	if !strings.Contains(text, `KillMode = "process"`) {
+		s.cookie = fmt.Sprintf("TREE_COOKIE=%016x", rand.Uint64())
+		text = withEnvironment(text, s.cookie)
+	}
 	c.unit(name, "[service]\n"+text+"\n")
 	c.subjects = append(c.subjects, s)
+}
+
+// withEnvironment gives a unit one variable more.
+func withEnvironment(unit, variable string) string {
+	if before, after, ok := strings.Cut(unit, "Environment = ["); ok {
+		return fmt.Sprintf("%sEnvironment = [%q, %s", before, variable, after)
+	}
+	return fmt.Sprintf("Environment = [%q]\n%s", variable, unit)
 }
 
 // ---- journal and verdict
@@ -214,49 +272,53 @@ func keepFiles(from, to string) error {
 	})
 }
 
-func (c *campaign) summary() string {
-	slices.Sort(c.attach)
-	at := func(p int) time.Duration {
-		if len(c.attach) == 0 {
-			return 0
-		}
-		return c.attach[min(len(c.attach)*p/100, len(c.attach)-1)].Round(time.Millisecond)
-	}
-	unseen := 0
-	for _, s := range c.subjects {
-		unseen += len(s.unseen())
-	}
-	return fmt.Sprintf("seed %d: %d rounds (killed: daemon %d, shim %d, stage %d, helper %d; stopped for a while: %d) over %d services, "+
-		"%d commands (%d again), daemon healed by shims %d times, "+
-		"attached %v p50, %v p99 after the last kill or the start of the next daemon; %d lines checked, %d ends that nobody was left to see; %d faults; %.0f s",
-		c.seed, c.strikes, c.daemons, c.shims, c.stages, c.helpers, c.frozen, len(c.subjects), c.commands, c.again, c.heals, at(50), at(99), c.lines, unseen, c.faults,
-		time.Since(c.began).Seconds())
-}
-
 // ---- one round
 
 // round gives commands, kills in the midst of them, and waits until everything stands again.
 func (c *campaign) round() {
+	k := new(struck)
+	from := bootNow()
+	if c.chance.IntN(5) == 0 {
+		c.armStrike(k)
+	}
 	asked := c.commandSome()
 	c.pause(60)
-	from := bootNow()
+	if !k.ordered {
+		from = bootNow()
+	}
 	alive := c.mainPIDs()
-	struck := c.strike()
+	killed := c.killed()
+	c.strike(k)
 	after := bootNow()
-	c.awaitDaemon(struck)
-	c.awaitShims(struck)
-	c.attach = append(c.attach, time.Duration(bootNow()-max(after, c.daemonBegan())))
+	c.awaitDaemon(k)
+	c.awaitShims(k)
+	if k.ordered {
+		c.disarmStrike(k)
+		c.awaitDaemon(k)
+		c.awaitShims(k)
+	} else if began := c.daemonBegan(); began >= from-boottime(time.Second/clockTicks) {
+		c.attachDaemon = append(c.attachDaemon, time.Duration(bootNow()-max(after, began)))
+	} else {
+		c.attachShim = append(c.attachShim, time.Duration(bootNow()-after))
+	}
 	for _, a := range asked {
 		c.granted(a)
 	}
-	c.awaitShims(struck)
-	if struck.daemon {
-		for _, s := range struck.subjects {
+	c.awaitShims(k)
+	c.truth.frozen.Store(false)
+	if k.daemon {
+		for _, s := range k.subjects {
 			s.blind = append(s.blind, blindTime{from, bootNow(), alive[s.name]})
 		}
 	}
+	if c.killed() > killed {
+		c.strikes++
+	}
 	c.check()
 }
+
+// killed counts SIGKILLs.
+func (c *campaign) killed() int { return c.daemons + c.shims + c.stages + c.helpers + c.fired }
 
 // daemonBegan is when the present daemon was started, to 10 ms.
 func (c *campaign) daemonBegan() boottime {
@@ -285,6 +347,9 @@ func (c *campaign) ask(s *subject, verb string) asked {
 	a := asked{s: s, verb: verb, result: make(chan asked, 1)}
 	s.busy = true
 	c.commands++
+	if verb == "reload" {
+		c.reloads++
+	}
 	c.note("command: %s %s", verb, s.name)
 	go func() {
 		for range 3 {
@@ -309,7 +374,7 @@ func (c *campaign) ask(s *subject, verb string) asked {
 	return a
 }
 
-// commandSome lets clients start, stop and restart up to two services.
+// commandSome lets clients start, stop, restart and reload up to two services.
 func (c *campaign) commandSome() (list []asked) {
 	for range c.chance.IntN(3) {
 		up := c.chance.IntN(2) == 0 // half of the commands are starts
@@ -320,6 +385,9 @@ func (c *campaign) commandSome() (list []asked) {
 		verb := "start"
 		if s.up {
 			verb = [...]string{"stop", "restart"}[c.chance.IntN(2)]
+			if strings.Contains(s.kind.unit, "ExecReload") && c.chance.IntN(2) == 0 {
+				verb = "reload"
+			}
 		}
 		list = append(list, c.ask(s, verb))
 	}
@@ -338,7 +406,10 @@ func (c *campaign) granted(a asked) {
 	if r.err != nil || r.hangs {
 		c.fault("%s %s fails or hangs: %s\n%s", a.verb, a.s.name, strings.Join(r.tries, "\n"), c.facts(a.s))
 	}
-	a.s.busy, a.s.up, a.s.instance = false, a.verb != "stop", ""
+	a.s.busy, a.s.up = false, a.verb != "stop"
+	if a.verb != "reload" { // that must not change it
+		a.s.instance = ""
+	}
 	c.note("done: %s %s", a.verb, a.s.name)
 	if !a.s.up {
 		c.checkEmpty(a.s)
@@ -368,7 +439,7 @@ func (c *campaign) run(verb string, list ...*subject) {
 			c.granted(a)
 		}
 	}
-	c.awaitShims(struck{})
+	c.awaitShims(&struck{})
 	c.check()
 }
 
@@ -380,61 +451,66 @@ type struck struct {
 	subjects []*subject    // whose shims died
 	dead     []seenProcess // none of these may be taken for its successor
 	heal     bool          // no client starts the daemon until the shims had time to
+	ordered  bool          // a process has orders
+	order    failOrder
+	over     chan struct{} // closed = orders are withdrawn
+	helped   sync.WaitGroup
 }
 
-// strike kills daemon, shims, or both, at once or one right after the other; stops them for a while; or kills what lives for moments only.
-func (c *campaign) strike() struck {
-	var k struck
+// strike kills daemon, shims, or both, at once or one right after the other; stops them for a while; or kills what lives for moments
+// only. Where a process has orders it may also leave the killing to that.
+func (c *campaign) strike(k *struck) {
+	if k.ordered && c.chance.IntN(3) == 0 {
+		return
+	}
 	one := c.pick(func(s *subject) bool { return s.up || s.busy })
 	switch n := c.chance.IntN(130); {
 	case n < 25:
 		k.heal = c.chance.IntN(3) == 0 && !slices.ContainsFunc(c.subjects, func(s *subject) bool { return s.busy })
-		c.kill(&k, nil)
+		c.kill(k, nil)
 	case n < 45:
-		c.kill(&k, one)
+		c.kill(k, one)
 	case n < 55: // and its successor, as soon as it comes
-		c.kill(&k, one)
+		c.kill(k, one)
 		c.pause(30)
-		c.kill(&k, one)
+		c.kill(k, one)
 	case n < 75:
-		c.kill(&k, nil, one)
+		c.kill(k, nil, one)
 	case n < 85:
-		c.kill(&k, nil)
+		c.kill(k, nil)
 		c.pause(40)
-		c.kill(&k, one)
+		c.kill(k, one)
 	case n < 90:
-		c.kill(&k, one)
+		c.kill(k, one)
 		c.pause(20)
-		c.kill(&k, nil)
+		c.kill(k, nil)
 	case n < 95:
-		c.kill(&k, c.some(3)...)
+		c.kill(k, c.some(3)...)
 	case n < 100:
-		c.kill(&k, append(c.some(len(c.subjects)), nil)...)
+		c.kill(k, append(c.some(len(c.subjects)), nil)...)
 	case n < 106: // a shim dies, and who replaces it stands still
 		thaw := c.freeze(nil)
 		c.pause(200)
-		c.kill(&k, one)
+		c.kill(k, one)
 		c.pause(300)
 		thaw()
 	case n < 112: // the daemon dies, and the next one meets a shim that stands still
 		thaw := c.freeze(one)
 		c.pause(200)
-		c.kill(&k, nil)
+		c.kill(k, nil)
 		c.pause(400)
 		thaw()
 	case n < 116: // SIGKILL reaches what stands still, too
 		thaw := c.freeze(one)
 		c.pause(100)
-		c.kill(&k, one)
+		c.kill(k, one)
 		thaw()
 	case n < 123:
-		c.killStage(&k, c.pick(func(s *subject) bool { return s.up && s.kind.short }))
+		c.killStage(k, c.pick(func(s *subject) bool { return s.up && s.kind.short }))
 	default: // the daemon replaces several shims by one helper
-		c.kill(&k, c.some(5)...)
-		c.killHelper(&k)
+		c.kill(k, c.some(5)...)
+		c.killHelper(k)
 	}
-	c.strikes++
-	return k
 }
 
 // pick returns any of those services that are so, or any at all.
@@ -494,6 +570,9 @@ func (c *campaign) freeze(list ...*subject) (thaw func()) {
 		syscall.Kill(p.pid, syscall.SIGSTOP)
 		c.frozen++
 	}
+	if c.truth != nil {
+		c.truth.frozen.Store(true) // until the end of the round
+	}
 	c.note("stop: %v", victims)
 	return func() {
 		for _, p := range victims {
@@ -539,6 +618,89 @@ func (c *campaign) killChild(k *struck, parent, command string, limit time.Durat
 	}
 }
 
+// armStrike lets a process of ours be killed, or stopped while those it works with die, right before some effect that processes were seen
+// to come to. The first round only looks on.
+func (c *campaign) armStrike(k *struck) {
+	k.ordered, k.over = true, make(chan struct{})
+	k.order = failOrder{"nobody", "nothing", 0, actWatch}
+	if len(c.known) > 0 {
+		list := slices.SortedFunc(maps.Keys(c.known), func(a, b passage) int {
+			return cmp.Or(cmp.Compare(a.role, b.role), cmp.Compare(a.point, b.point))
+		})
+		at := list[c.chance.IntN(len(list))]
+		nth := 1 + c.chance.IntN(min(c.known[at], 20))
+		k.order = failOrder{at.role, at.point, nth, [...]string{actKill, actKill, actKill, actAll, actStop}[c.chance.IntN(5)]}
+	}
+	c.note("orders: %s", k.order)
+	c.watch.word(traceAt).Store(0)
+	c.watch.give(k.order)
+	if k.order.action == actStop {
+		if c.truth != nil {
+			c.truth.frozen.Store(true)
+		}
+		k.helped.Go(func() { c.helpStopped(k) })
+	}
+}
+
+// helpStopped kills those whom a process works with that stands still at a failpoint, and lets it go on when they are replaced, or
+// when there was time for that.
+func (c *campaign) helpStopped(k *struck) {
+	pid, over := 0, false
+	until := func(limit time.Duration, ok func() bool) {
+		eventually(limit, func() bool {
+			select {
+			case <-k.over:
+				over = true
+			default:
+			}
+			return over || ok()
+		})
+	}
+	until(campaignPatience, func() bool { pid = int(c.watch.pid(0).Load()); return pid != 0 })
+	if pid == 0 {
+		return
+	}
+	until(testPatience, func() bool { st, err := readStat(pid); return err != nil || st.state == 'T' })
+	who := "@daemon"
+	if k.order.role == roleDaemon {
+		who = "shim:" + c.subjects[int(k.order.nth)%len(c.subjects)].name
+	}
+	if p, err := find(c.home, who); err == nil && p.pid != pid {
+		syscall.Kill(p.pid, syscall.SIGKILL)
+		until(time.Second, func() bool { q, err := find(c.home, who); return err == nil && q.pid != p.pid })
+	}
+	syscall.Kill(pid, syscall.SIGCONT)
+}
+
+// disarmStrike withdraws the orders and notes what came of them.
+func (c *campaign) disarmStrike(k *struck) {
+	eventually(orderPatience, func() bool { return c.watch.pid(0).Load() != 0 })
+	c.watch.give()
+	close(k.over)
+	k.helped.Wait()
+	for at, n := range c.watch.passages() {
+		// Behind its report a stage counts as the service: services here are not started again.
+		if at != (passage{roleStage, "stage.exec"}) {
+			c.known[at] = max(c.known[at], n)
+		}
+	}
+	pid := int(c.watch.pid(0).Load())
+	if pid == 0 {
+		return
+	}
+	if k.order.action == actStop { // it may have been stopped after the helper looked for the last time
+		syscall.Kill(pid, syscall.SIGCONT)
+	} else if !eventually(testPatience, func() bool { _, alive := readProcess(pid); return !alive }) {
+		c.fault("process %d lives on after %s", pid, k.order)
+	}
+	c.fired++
+	c.hit[passage{k.order.role, k.order.point}] = true
+	c.note("it was process %d", pid)
+	if k.order.role == roleDaemon || k.order.action != actKill || k.daemon {
+		k.daemon, k.subjects = true, c.subjects // of some, daemon and shim may have been dead at the same time
+	}
+}
+
 // childrenOf reads what the kernel lists (CONFIG_PROC_CHILDREN).
 func childrenOf(pid int) (list []seenProcess) {
 	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
@@ -572,7 +734,7 @@ func (c *campaign) await(what string, ok func() string) {
 }
 
 // awaitDaemon waits until a daemon answers. Where no shim is left to start one, and mostly otherwise too, a command starts it.
-func (c *campaign) awaitDaemon(k struck) {
+func (c *campaign) awaitDaemon(k *struck) {
 	for _, p := range k.dead {
 		c.await("SIGKILL", func() string {
 			if !isGone(p) {
@@ -596,7 +758,7 @@ func (c *campaign) awaitDaemon(k struck) {
 func (c *campaign) answers() bool { return c.command("daemon-status").Run() == nil }
 
 // awaitShims waits until each service that shall run is supervised by a live shim, and no other is.
-func (c *campaign) awaitShims(k struck) {
+func (c *campaign) awaitShims(k *struck) {
 	c.t.Helper()
 	c.await("supervision", func() string {
 		list, err := c.list()
@@ -722,10 +884,19 @@ func shimsOf(all map[int]seenProcess, home, name string) (list []seenProcess) {
 // checkEmpty: after a stop no process of a service is left.
 func (c *campaign) checkEmpty(s *subject) {
 	for _, p := range readProcesses() {
-		if isNamed(p, filepath.Base(c.svc)) && strings.Contains(p.command, s.file+".") {
+		if isNamed(p, filepath.Base(c.svc)) && strings.Contains(p.command, s.file+".") || carries(p.pid, s.cookie) {
 			c.fault("%s is stopped, and %s lives", s.name, p)
 		}
 	}
+}
+
+// carries tells whether a process has the cookie of a service in its environment, "" = nobody has.
+func carries(pid int, cookie string) bool {
+	if cookie == "" {
+		return false
+	}
+	environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	return slices.Contains(strings.Split(string(environ), "\x00"), cookie)
 }
 
 // check looks at all services between two rounds: each runs once, as the very process that ran before unless a command was given.
@@ -754,10 +925,10 @@ func (c *campaign) check() {
 	}
 }
 
-// stranger is a process that is nobody's service: it must get no signal from us.
+// stranger is a process that is nobody's service: it must get no signal from us. Who watches it writes down each with its sender.
 type stranger struct {
-	cmd  *exec.Cmd
-	file string // names of the signals that it got
+	pid  int
+	file string // a line for each signal that it got
 }
 
 func newStranger(t *testing.T) *stranger {
@@ -767,33 +938,31 @@ func newStranger(t *testing.T) *stranger {
 		t.Fatal(err)
 	}
 	s := &stranger{file: filepath.Join(t.TempDir(), "signals")}
-	s.cmd = exec.Command(svc, "-trap", s.file, "-print", "ready")
-	s.cmd.Dir = "/"
-	out, err := s.cmd.StdoutPipe()
+	cmd := exec.Command(svc, "-record", s.file)
+	cmd.Dir = "/"
+	out, err := cmd.StdoutPipe()
 	if err == nil {
-		err = s.cmd.Start()
+		err = cmd.Start()
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	t.Cleanup(func() { s.cmd.Process.Kill(); <-ended })
-	if _, err := out.Read(make([]byte, 16)); err != nil { // its handlers stand
-		t.Error(err)
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	if _, err := fmt.Fscanln(out, &s.pid); err != nil {
+		t.Fatal(err)
 	}
-	go func() { s.cmd.Wait(); close(ended) }() // no zombie is left of it
 	return s
 }
 
 func (s *stranger) fault() string {
 	text, _ := os.ReadFile(s.file)
-	p, alive := readProcess(s.cmd.Process.Pid)
+	p, alive := readProcess(s.pid)
 	switch {
 	case len(text) > 0:
-		return "got " + strings.Join(strings.Fields(string(text)), " ")
+		return "got " + strings.Join(strings.Split(strings.TrimSpace(string(text)), "\n"), ", ")
 	case !alive:
-		return fmt.Sprintf("(process %d) is dead", s.cmd.Process.Pid)
-	case !isNamed(p, "svc"):
+		return fmt.Sprintf("(process %d) is dead", s.pid)
+	case !isNamed(p, "sleep"):
 		return "is another process: " + p.String()
 	}
 	return ""
@@ -845,6 +1014,7 @@ func logFault(lines []string, same string, written uint64, excused map[uint64]bo
 type logJudge struct {
 	same string
 	last uint64
+	lost uint64 // lines that are missing, and excused
 }
 
 func (j *logJudge) take(lines []string, excused map[uint64]bool) string {
@@ -862,6 +1032,7 @@ func (j *logJudge) take(lines []string, excused map[uint64]bool) string {
 		if n != j.last+1 && (n <= j.last || !excused[n-1]) {
 			return fmt.Sprintf("line %d follows line %d", n, j.last)
 		}
+		j.lost += n - j.last - 1
 		j.last = n
 	}
 	return ""
@@ -911,6 +1082,7 @@ func (c *campaign) logFault(s *subject, open bool) string {
 	if fault == "" {
 		s.read, s.judged = read, judged
 		s.read.partial = maps.Clone(read.partial)
+		c.dropRead(s)
 	}
 	current, err := read.readCurrent()
 	if err != nil {
@@ -927,9 +1099,21 @@ func (c *campaign) logFault(s *subject, open bool) string {
 		written = min(max(written, judged.last), later+1) // one line may be out before it is counted
 	}
 	if !open {
-		c.lines += int(judged.last)
+		c.lines += int(judged.last - judged.lost)
+		c.excused += int(judged.lost + written - min(written, judged.last))
 	}
 	return judged.end(written, excused)
+}
+
+// dropRead removes rotated files that were judged, for they grow by gigabytes; the newest one stays, as does what fails the judge.
+func (c *campaign) dropRead(s *subject) {
+	dir := filepath.Join(c.home, "log", s.name)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.Name() < s.read.newest {
+			os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
 }
 
 func (c *campaign) finish() {
@@ -970,18 +1154,24 @@ func (c *campaign) finish() {
 
 // ---- the observers see faults
 
+// TestStrangerObserver: each signal is seen, and who sent it; of SIGKILL that it came.
 func TestStrangerObserver(t *testing.T) {
-	for _, sig := range []syscall.Signal{0, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGKILL} {
+	for sig, want := range map[syscall.Signal]string{
+		0: "", syscall.SIGTERM: "got SIGTERM from SELF", syscall.SIGUSR1: "got SIGUSR1 from SELF", syscall.SIGCONT: "got SIGCONT from SELF",
+		syscall.SIGTSTP: "got SIGTSTP from SELF", 40: "got signal 40 from SELF", syscall.SIGSTOP: "got SIGSTOP from SELF",
+		syscall.SIGCHLD: "got SIGCHLD from SELF", syscall.SIGKILL: "got SIGKILL, and is dead",
+	} {
 		s := newStranger(t)
 		if fault := s.fault(); fault != "" {
 			t.Errorf("before any signal: got %q", fault)
 		}
-		s.cmd.Process.Signal(sig)
 		if sig == 0 {
 			continue
 		}
-		if !eventually(testPatience, func() bool { return s.fault() != "" }) {
-			t.Errorf("%v is not seen", sig)
+		syscall.Kill(s.pid, sig)
+		want = strings.Replace(want, "SELF", strconv.Itoa(os.Getpid())+" ", 1)
+		if !eventually(testPatience, func() bool { return strings.Contains(s.fault(), want) }) {
+			t.Errorf("%v is not seen: got %q, want %q", sig, s.fault(), want)
 		}
 	}
 }

@@ -148,7 +148,7 @@ func TestSabotageIsSeen(t *testing.T) {
 			"simple"},
 		{"consume before the append",
 			[]failOrder{{roleShim, "pump.phase1", 0, "consume-first"}},
-			scenario{kinds: []subjectKind{kindOf("chatty")}, do: func(r *trial) {
+			scenario{kinds: []subjectKind{steadyKind()}, do: func(r *trial) {
 				r.startAll()
 				r.written("chatty", 50)
 			}},
@@ -234,7 +234,7 @@ func (r *trial) recyclePID() {
 	file := filepath.Join(r.home, "run", s.name, "state")
 	var rec runRecord
 	r.must(readRecord(file, &rec))
-	rec.Main.PID = r.stranger.cmd.Process.Pid
+	rec.Main.PID = r.stranger.pid
 	r.must(writeRecord(file, &rec))
 	r.order("stop", s.name)
 }
@@ -249,6 +249,6 @@ func (r *trial) startChain() {
 	r.upAll()
 	r.until("the first one is being started", func() bool { list, _ := r.list(); return list["first"].MainPID != 0 })
 	r.signal(syscall.SIGKILL, "@daemon")
-	r.awaitDaemon(struck{})
+	r.awaitDaemon(&struck{})
 	r.must(os.WriteFile(r.subject("first").file+".go", nil, 0o644))
 }

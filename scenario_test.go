@@ -25,6 +25,13 @@ func kindOf(name string) subjectKind {
 	return subjectKinds[i]
 }
 
+// steadyKind is the chatty one at 250 lines a second: each of them passes many failpoints.
+func steadyKind() subjectKind {
+	k := kindOf("chatty")
+	k.unit = strings.Replace(k.unit, fiveThousand, "-seq-every 4ms", 1)
+	return k
+}
+
 // orphaned has a process beside its main process whose parent is gone.
 const orphaned = `ExecStart = [["sh", "-c", "($SVC -mark $FILE-orphan &); exec $SVC -lock $FILE.lock"]]`
 
@@ -83,7 +90,7 @@ until [ "$(cat $FILE.pid)" = $! ]; do sleep 0.01; done
 
 // scenarios are made anew for each run of the tests.
 func scenarios() []*scenario {
-	chatty, tree, simple, forking := kindOf("chatty"), kindOf("tree"), kindOf("simple"), kindOf("forking")
+	chatty, tree, simple, forking := steadyKind(), kindOf("tree"), kindOf("simple"), kindOf("forking")
 	notify := kindOf("notify")
 	notify.unit += tellAgain
 	return []*scenario{
@@ -125,16 +132,16 @@ func scenarios() []*scenario {
 				for _, s := range r.subjects {
 					r.signal(syscall.SIGKILL, "shim:"+s.name)
 				}
-				r.awaitDaemon(struck{})
-				r.awaitShims(struck{})
+				r.awaitDaemon(&struck{})
+				r.awaitShims(&struck{})
 				r.written("chatty", 20)
 			}},
 		{name: "daemon dies", kinds: []subjectKind{chatty, notify, forking}, before: (*trial).startAll, blind: true,
 			do: func(r *trial) {
 				r.signal(syscall.SIGKILL, "@daemon")
 				eventually(healPatience, r.answers)
-				r.awaitDaemon(struck{})
-				r.awaitShims(struck{})
+				r.awaitDaemon(&struck{})
+				r.awaitShims(&struck{})
 			}},
 		{name: "all die", kinds: []subjectKind{chatty, notify, forking, tree, orphanedKind}, before: (*trial).startAll, blind: true,
 			do: func(r *trial) {
@@ -142,8 +149,8 @@ func scenarios() []*scenario {
 					r.signal(syscall.SIGKILL, "shim:"+s.name)
 				}
 				r.signal(syscall.SIGKILL, "@daemon")
-				r.awaitDaemon(struck{})
-				r.awaitShims(struck{})
+				r.awaitDaemon(&struck{})
+				r.awaitShims(&struck{})
 			}},
 		{name: "an end that only the daemon sees", kinds: []subjectKind{againKind}, before: (*trial).startAll, blind: true,
 			only:   []string{"hand-over.exit"},
@@ -380,7 +387,7 @@ func scenarios() []*scenario {
 			do: func(r *trial) {
 				r.fill()
 				r.signal(syscall.SIGKILL, "@daemon")
-				r.awaitDaemon(struck{})
+				r.awaitDaemon(&struck{})
 				r.written("lossy", 100)
 				r.must(os.Remove(filepath.Join(r.home, "filler")))
 				r.logGrows("lossy")

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,6 +31,7 @@ type svcFlags struct {
 	ignoreTerm bool
 	termCode   int
 	trap       string
+	record     string
 	lock       string
 	spawn      int
 	setsid     bool
@@ -59,6 +61,9 @@ func svcMain() {
 	f := parseSvc()
 	if f.forkAway {
 		forkAway(f)
+	}
+	if f.record != "" {
+		recordSignals(f.record)
 	}
 	handleSignals(f)
 	if f.lock != "" {
@@ -102,6 +107,7 @@ func parseSvc() svcFlags {
 	flag.BoolVar(&f.ignoreTerm, "ignore-term", false, "ignore SIGTERM")
 	flag.IntVar(&f.termCode, "term-code", -1, "exit with this code on SIGTERM")
 	flag.StringVar(&f.trap, "trap", "", "append the names of HUP, INT, QUIT, USR1, USR2 and TERM to this file; TERM and INT end svc")
+	flag.StringVar(&f.record, "record", "", "start another process, print its PID, and append each signal that it gets to this file, as `NAME from PID PROGRAM`")
 	flag.StringVar(&f.lock, "lock", "", "take this file's lock and append `PID START BOOT`; append DUP if it is taken")
 	flag.IntVar(&f.spawn, "spawn", 0, "start so many children that live for ever")
 	flag.BoolVar(&f.setsid, "setsid", false, "the children of -spawn lead sessions of their own and ignore SIGTERM")
@@ -226,6 +232,43 @@ func handleSignals(f svcFlags) {
 			endCount <- struct{}{}
 		}
 	}()
+}
+
+// recordSignals starts `sleep`, prints its PID, and traces it: each signal that it gets is written down with its sender, and not delivered.
+// Only a tracer learns of all, SIGSTOP among them; the Go runtime would take some for itself.
+func recordSignals(file string) {
+	runtime.LockOSThread() // a thread is the tracer
+	cmd := exec.Command("sleep", "infinity")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}
+	check(cmd.Start())
+	pid := cmd.Process.Pid
+	var ws syscall.WaitStatus
+	_, err := syscall.Wait4(pid, &ws, 0, nil) // its execve
+	check(err)
+	check(syscall.PtraceSetOptions(pid, unix.PTRACE_O_EXITKILL))
+	check(syscall.PtraceCont(pid, 0))
+	fmt.Println(pid)
+	for {
+		if _, err := syscall.Wait4(pid, &ws, syscall.WALL, nil); err == syscall.EINTR {
+			continue
+		}
+		check(err)
+		if !ws.Stopped() {
+			appendLine(file, fmt.Sprintf("%s, and is dead", unix.SignalName(ws.Signal())))
+			os.Exit(0)
+		}
+		name := unix.SignalName(ws.StopSignal())
+		if name == "" {
+			name = fmt.Sprintf("signal %d", ws.StopSignal())
+		}
+		var info [128]byte // siginfo_t: sigaction(2)
+		syscall.Syscall6(syscall.SYS_PTRACE, unix.PTRACE_GETSIGINFO, uintptr(pid), 0, uintptr(unsafe.Pointer(&info)), 0, 0)
+		from := int(binary.NativeEndian.Uint32(info[16:]))
+		sender, _ := readProcess(from) // 0 = the kernel, or one of another PID namespace
+		appendLine(file, fmt.Sprintf("%s from %d %s", name, from, sender.command))
+		syscall.PtraceCont(pid, 0) // fails if it is gone
+	}
 }
 
 // takeLock proves from outside that a service runs once: the lock goes with the process that holds it.

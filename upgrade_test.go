@@ -194,7 +194,7 @@ func TestUpgrade(t *testing.T) {
 	for _, s := range c.subjects {
 		s.up = true
 	}
-	c.awaitShims(struck{})
+	c.awaitShims(&struck{})
 	h.unit("late", "[service]\nType = \"notify\"\nExecStart = \"$SVC -wait-file "+h.dir+"/go -notify READY=1\"\n")
 	h.unit("slow", "[service]\nType = \"oneshot\"\nExecStart = \"$SVC -wait-file "+h.dir+"/go -exit-after 0s\"\nExecStop = \"$SVC -wait-file "+h.dir+"/go2 -exit-after 0s\"\nRemainAfterExit = true\n")
 	h.unit("after", "[unit]\nRequires = [\"late\", \"slow\"]\n[service]\nExecStart = \"$SVC\"\n")
