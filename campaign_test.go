@@ -127,6 +127,7 @@ type campaign struct {
 	strikes                                         int // rounds with a kill
 	daemons, shims, stages, helpers, fired, frozen  int // signals
 	commands, reloads, again, heals, lines, excused int
+	upgrades                                        int
 	attachDaemon, attachShim                        []time.Duration
 }
 
@@ -282,6 +283,7 @@ func (c *campaign) round() {
 		c.armStrike(k)
 	}
 	asked := c.commandSome()
+	upgrade := c.upgradeSometimes()
 	c.pause(60)
 	if !k.ordered {
 		from = bootNow()
@@ -304,6 +306,7 @@ func (c *campaign) round() {
 	for _, a := range asked {
 		c.granted(a)
 	}
+	c.upgraded(upgrade)
 	c.awaitShims(k)
 	c.truth.frozen.Store(false)
 	if k.daemon {
@@ -392,6 +395,31 @@ func (c *campaign) commandSome() (list []asked) {
 		list = append(list, c.ask(s, verb))
 	}
 	return list
+}
+
+// upgradeSometimes puts another file in the place of the program in one round of eight, and has daemon and shims become it while they are
+// killed. nil = not in this round.
+func (c *campaign) upgradeSometimes() <-chan string {
+	if c.chance.IntN(8) != 0 {
+		return nil
+	}
+	c.replaceProgram()
+	c.upgrades++
+	c.note("command: daemon-upgrade")
+	return c.background("daemon-upgrade")
+}
+
+// upgraded waits for the end of an upgrade. Kills may break it, and a shim that is stopped does not follow in time.
+func (c *campaign) upgraded(upgrade <-chan string) {
+	if upgrade == nil {
+		return
+	}
+	select {
+	case out := <-upgrade:
+		c.note("done: daemon-upgrade: %s", lastLine(out))
+	case <-time.After(campaignPatience):
+		c.fault("daemon-upgrade hangs")
+	}
 }
 
 // granted waits for the end of a command and notes what the service is to be from now on.

@@ -49,6 +49,7 @@ type campaignFigures struct {
 	Heals      int `json:"healed_by_shims"`
 	Commands   int `json:"commands"`
 	Reloads    int `json:"reloads"`
+	Upgrades   int `json:"upgrades"`
 	Again      int `json:"commands_again"`
 	Lines      int `json:"lines"`
 	Unseen     int `json:"ends_unseen"`
@@ -67,7 +68,7 @@ func (c *campaign) figures() campaignFigures {
 	f := campaignFigures{
 		Commit: commitOfTree(), Kernel: kernelRelease(), CPUs: runtime.NumCPU(), Began: c.began.UTC().Format(time.RFC3339),
 		Seed: c.seed, Services: len(c.subjects), Rounds: c.strikes, Daemons: c.daemons, Shims: c.shims, Stages: c.stages, Helpers: c.helpers,
-		Fired: c.fired, Failpoints: len(c.hit), Frozen: c.frozen, Heals: c.heals, Commands: c.commands, Reloads: c.reloads, Again: c.again,
+		Fired: c.fired, Failpoints: len(c.hit), Frozen: c.frozen, Heals: c.heals, Commands: c.commands, Reloads: c.reloads, Upgrades: c.upgrades, Again: c.again,
 		Lines: c.lines, Excused: c.excused, Looks: c.truth.looks, Faults: c.faults, Seconds: int(time.Since(c.began).Seconds()),
 		WrongMS: int(c.truth.longest.Milliseconds()), AttachDaemon: histogram(c.attachDaemon), AttachShim: histogram(c.attachShim),
 	}
@@ -126,7 +127,7 @@ func (f campaignFigures) plus(g campaignFigures) campaignFigures {
 	f.Fired, f.Frozen, f.Heals, f.Commands, f.Reloads = f.Fired+g.Fired, f.Frozen+g.Frozen, f.Heals+g.Heals, f.Commands+g.Commands, f.Reloads+g.Reloads
 	f.Again, f.Lines, f.Unseen, f.Excused, f.Looks = f.Again+g.Again, f.Lines+g.Lines, f.Unseen+g.Unseen, f.Excused+g.Excused, f.Looks+g.Looks
 	f.Faults, f.Seconds, f.WrongMS = f.Faults+g.Faults, f.Seconds+g.Seconds, max(f.WrongMS, g.WrongMS)
-	f.Failpoints = max(f.Failpoints, g.Failpoints)
+	f.Failpoints, f.Upgrades = max(f.Failpoints, g.Failpoints), f.Upgrades+g.Upgrades
 	f.AttachDaemon, f.AttachShim = sumOf(f.AttachDaemon, g.AttachDaemon), sumOf(f.AttachShim, g.AttachShim)
 	return f
 }
@@ -146,11 +147,11 @@ func (f campaignFigures) kills() int { return f.Daemons + f.Shims + f.Stages + f
 
 func (f campaignFigures) summary() string {
 	return fmt.Sprintf("seed %d: %d rounds with %d kills (daemon %d, shim %d, stage %d, helper %d; at %d failpoints %d), stopped for a while %d, "+
-		"over %d services; %d commands (%d reloads; %d again), daemon healed by shims %d times; %d lines checked, "+
+		"over %d services; %d commands (%d reloads; %d again), %d upgrades, daemon healed by shims %d times; %d lines checked, "+
 		"%d ends that nobody was left to see, with %d lines; re-attached %d ms p50, %d ms p99 from the start of the next daemon, "+
 		"%d ms p99 after the death of shims alone; states wrong for at most %d ms; %d faults; %d s",
 		f.Seed, f.Rounds, f.kills(), f.Daemons, f.Shims, f.Stages, f.Helpers, f.Failpoints, f.Fired, f.Frozen,
-		f.Services, f.Commands, f.Reloads, f.Again, f.Heals, f.Lines,
+		f.Services, f.Commands, f.Reloads, f.Again, f.Upgrades, f.Heals, f.Lines,
 		f.Unseen, f.Excused, percentile(f.AttachDaemon, 50), percentile(f.AttachDaemon, 99),
 		percentile(f.AttachShim, 99), f.WrongMS, f.Faults, f.Seconds)
 }
@@ -233,6 +234,7 @@ func reportText(parts []campaignFigures) string {
 		{"SIGSTOPs", sum.Frozen},
 		{"different failpoints in one part, at most", sum.Failpoints},
 		{"commands", fmt.Sprintf("%d, of which %d reloads; %d attempts were broken by a kill and repeated", sum.Commands, sum.Reloads, sum.Again)},
+		{"upgrades in place, under the kills", sum.Upgrades},
 		{"daemons that shims started", sum.Heals},
 		{"**faults**: services that ran twice, were lost or restarted, lost or repeated lines, foreign signals, processes left, wishes lost", fmt.Sprintf("**%d**", sum.Faults)},
 		{"lines checked", sum.Lines},

@@ -464,12 +464,9 @@ func scenarios() []*scenario {
 }
 
 // replaceProgram puts another file in the place of the one that commands run, as an installation does.
-func (r *trial) replaceProgram() {
-	r.t.Helper()
-	path := filepath.Join(r.bin, "diakonos")
-	next := path + ".next"
-	r.must(copyFile(path, next))
-	r.must(os.Rename(next, path))
+func (h *testHome) replaceProgram() {
+	h.t.Helper()
+	h.install(filepath.Join(h.bin, "diakonos"))
 }
 
 // upgrade has daemon and shims become the program that commands run.

@@ -134,8 +134,8 @@ func (c *campaign) identities() string {
 	return strings.Join(lines, "\n")
 }
 
-// upgraded runs daemon-upgrade, after which all run the program that commands run, with the PIDs that they had.
-func (c *campaign) upgraded(program string) {
+// upgradeTo runs daemon-upgrade, after which all run the program that commands run, with the PIDs that they had.
+func (c *campaign) upgradeTo(program string) {
 	c.t.Helper()
 	before, daemon := c.identities(), daemonsOf(c.dir)
 	c.install(program)
@@ -209,9 +209,9 @@ func TestUpgrade(t *testing.T) {
 	})
 	h.ends("start --no-block", reloads, "")
 	c.subjects = append(c.subjects, &subject{kind: &subjectKind{}, name: "late", file: h.dir + "/late"}, &subject{kind: &subjectKind{}, name: "slow", file: h.dir + "/slow"})
-	c.upgraded(now)
-	c.upgraded(old)
-	c.upgraded(now)
+	c.upgradeTo(now)
+	c.upgradeTo(old)
+	c.upgradeTo(now)
 	c.subjects = c.subjects[:100]
 	h.must(os.WriteFile(h.dir+"/go", nil, 0o644))
 	h.ends("start after", waits, "started    after")
