@@ -32,6 +32,7 @@ import (
 var (
 	failpointRounds = flag.Int("failpoint-rounds", 0, "kills and stops at each failpoint in TestFailpoints; 0 = one kill each. -seed repeats the choices")
 	failpointOne    = flag.String("failpoint", "", "the one failpoint of TestFailpoints; empty = all")
+	failpointPart   = flag.String("failpoint-part", "1/1", "K/N: the K-th of N parts of the failpoints, so that a long run can go on later")
 )
 
 // scenario is what is done while a process has orders.
@@ -431,7 +432,7 @@ func TestFailpoints(t *testing.T) {
 	}
 	var trials atomic.Int64
 	t.Run("trial", func(t *testing.T) {
-		for _, plan := range plans(all, failpoints(t), *failpointRounds, seed) {
+		for _, plan := range plans(t, all, failpoints(t), *failpointRounds, seed) {
 			t.Run(plan.name(), func(t *testing.T) {
 				t.Parallel()
 				trials.Add(int64(plan.run(t)))
@@ -514,9 +515,22 @@ type plan struct {
 
 func (p plan) name() string { return p.point }
 
-func plans(all []passed, points []string, rounds int, seed uint64) (list []plan) {
-	for _, point := range points {
-		if *failpointOne != "" && *failpointOne != point {
+// partOf tells whether the i-th of a list belongs to part K/N.
+func partOf(part string, i int) (bool, error) {
+	var k, n int
+	if got, err := fmt.Sscanf(part, "%d/%d", &k, &n); got != 2 || err != nil || k < 1 || k > n {
+		return false, fmt.Errorf("%q is not K/N", part)
+	}
+	return i%n == k-1, nil
+}
+
+func plans(t *testing.T, all []passed, points []string, rounds int, seed uint64) (list []plan) {
+	for i, point := range points {
+		in, err := partOf(*failpointPart, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !in || *failpointOne != "" && *failpointOne != point {
 			continue
 		}
 		if spots := spotsOf(all, point); len(spots) > 0 {
