@@ -233,7 +233,7 @@ func newManager(h home, mode string) (*manager, error) {
 		}
 		closeInherited(3)
 	} else {
-		closeInherited(readyFD + 1)
+		closeInherited(lockFD) // a shim that had the lock or the ready pipe would keep them
 	}
 	if err := h.makeRunRoot(); err != nil { // again: before we had the lock, a `kill` may have removed it
 		return nil, err
