@@ -8,7 +8,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -975,7 +974,7 @@ func (s *shim) onExitNote(n exitNote) {
 // replaced meanwhile, and has to wait for other units. pause is until the next look, should this one fail; it doubles.
 func (s *shim) readWant(job string, pause time.Duration) {
 	w, err := s.home.readWant(s.name, s.boot)
-	if errors.As(err, new(syscall.Errno)) && !errors.Is(err, fs.ErrNotExist) {
+	if isUnread(err) {
 		s.warn("cannot read the wish: %v", err)
 		time.AfterFunc(pause, func() { s.inbox <- msgWant{job, min(2*pause, healMost)} })
 		return
@@ -1016,6 +1015,11 @@ func (s *shim) wantIsUp() bool {
 // lostDaemon plans to start a new one, if the last was to run and nothing else keeps it alive.
 func (s *shim) lostDaemon() {
 	d, err := s.home.readDaemon()
+	if isUnread(err) { // heal looks again
+		s.healWait = healFirst
+		s.healLater()
+		return
+	}
 	if err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto {
 		return
 	}
@@ -1062,6 +1066,10 @@ func (s *shim) heal(asker *conn) {
 		return
 	}
 	d, err := s.home.readDaemon()
+	if asker == nil && isUnread(err) {
+		s.healLater()
+		return
+	}
 	if asker == nil && (err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto) {
 		return
 	}
