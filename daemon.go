@@ -1295,6 +1295,9 @@ func (m *manager) collectOrphans() {
 func (m *manager) reap() {
 	for {
 		c, err := endedChild()
+		if err != nil && err != unix.ECHILD { // no other signal tells of the same end
+			time.AfterFunc(retryPause, func() { m.inbox <- syscall.SIGCHLD })
+		}
 		if err != nil || c.pid == 0 {
 			return
 		}

@@ -1120,6 +1120,9 @@ func (s *shim) reap() {
 	s.readNotify()
 	for {
 		c, err := endedChild()
+		if err != nil && err != unix.ECHILD { // no other signal tells of the same end
+			time.AfterFunc(retryPause, func() { s.inbox <- syscall.SIGCHLD })
+		}
 		if err != nil || c.pid == 0 {
 			s.checkTree()
 			return
