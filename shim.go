@@ -1482,9 +1482,12 @@ func (s *shim) ensurePump(pause time.Duration) {
 
 func (s *shim) drain(e drain) {
 	s.drains++
-	if s.pump == nil {
-		s.feed(evDrained{})
-		return
+	if s.pump == nil { // what is in the FIFOs goes with us, so there is one more try
+		if err := s.startPump(); err != nil {
+			s.warn("%v", err)
+			s.feed(evDrained{})
+			return
+		}
 	}
 	s.undrained = s.drains
 	s.pump.drain(s.drains)
