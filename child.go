@@ -96,7 +96,7 @@ func becomeService(o stageOrder) stageFailure {
 	}
 	reach("stage.exec")
 	resetSignals()
-	err := syscall.Exec(o.Path, o.Argv, o.Env) // also gives NOFILE its original soft limit back
+	err := again(func() error { return syscall.Exec(o.Path, o.Argv, o.Env) }) // also gives NOFILE its original soft limit back
 	return stageFailure{stageExec, int(errnoOf(err))}
 }
 

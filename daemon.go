@@ -251,7 +251,7 @@ func newManager(h home, mode string) (*manager, error) {
 		}
 		closeInherited(3)
 	} else {
-		closeInherited(readyFD + 1)
+		closeInherited(lockFD) // a shim that had the lock or the ready pipe would keep them
 	}
 	if err := h.makeRunRoot(); err != nil { // again: before we had the lock, a `kill` may have removed it
 		return nil, err
@@ -1335,6 +1335,9 @@ func (m *manager) collectOrphans() {
 func (m *manager) reap() {
 	for {
 		c, err := endedChild()
+		if err != nil && err != unix.ECHILD { // no other signal tells of the same end
+			time.AfterFunc(retryPause, func() { m.inbox <- syscall.SIGCHLD })
+		}
 		if err != nil || c.pid == 0 {
 			return
 		}

@@ -613,13 +613,16 @@ func (p *pump) batch(f *fifo) int {
 
 // window copies the head of the FIFO into the scratch pipe (step 1) and returns its length.
 func (p *pump) window(f *fifo) int {
+	if len(f.direct) > 0 { // before the FIFO is looked at, which may be empty
+		return len(f.direct)
+	}
 	if p.scratch[0] == 0 && !p.noTee {
 		if sysReadable(f.fd) == 0 && !f.old {
 			return 0 // a silent service costs nothing
 		}
 		p.openScratch()
 	}
-	if p.scratch[0] == 0 || p.noTee || len(f.direct) > 0 {
+	if p.scratch[0] == 0 || p.noTee {
 		return p.windowByReading(f)
 	}
 	m, err := p.k.tee(f.fd, p.scratch[1], batchBytes)
@@ -649,9 +652,6 @@ func (p *pump) openScratch() {
 
 // windowByReading is the weaker way: what is read is in no safe place until it is in the log.
 func (p *pump) windowByReading(f *fifo) int {
-	if len(f.direct) > 0 {
-		return len(f.direct)
-	}
 	b := make([]byte, batchBytes)
 	reach("pump.read")
 	n, err := sysReadPipe(f.fd, b)

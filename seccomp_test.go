@@ -382,7 +382,7 @@ func isLie(row int, errno syscall.Errno) bool {
 		return slices.Contains([]string{"read", "write", "recvmsg", "accept4", "tee"}, name)
 	case unix.EINTR:
 		return slices.Contains([]string{"socket", "socketpair", "listen", "shutdown", "getsockopt", "setsockopt", "pipe2", "ioctl", "epoll_ctl", "inotify_init1",
-			"pidfd_open", "pidfd_send_signal", "kill", "prctl", "uname", "unshare", "close_range", "setgroups", "setresgid", "setresuid", "fcntl dup",
+			"pidfd_open", "pidfd_send_signal", "kill", "setsid", "prctl", "uname", "unshare", "close_range", "setgroups", "setresgid", "setresuid", "fcntl dup",
 			"fcntl getfl", "fcntl setfl", "fcntl setfd", "mmap"}, name)
 	}
 	return false

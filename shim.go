@@ -8,7 +8,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -1021,7 +1020,7 @@ func (s *shim) onExitNote(n exitNote) {
 // replaced meanwhile, and has to wait for other units. pause is until the next look, should this one fail; it doubles.
 func (s *shim) readWant(job string, pause time.Duration) {
 	w, err := s.home.readWant(s.name, s.boot)
-	if errors.As(err, new(syscall.Errno)) && !errors.Is(err, fs.ErrNotExist) {
+	if isUnread(err) {
 		s.warn("cannot read the wish: %v", err)
 		time.AfterFunc(pause, func() { s.inbox <- msgWant{job, min(2*pause, healMost)} })
 		return
@@ -1062,6 +1061,11 @@ func (s *shim) wantIsUp() bool {
 // lostDaemon plans to start a new one, if the last was to run and nothing else keeps it alive.
 func (s *shim) lostDaemon() {
 	d, err := s.home.readDaemon()
+	if isUnread(err) { // heal looks again
+		s.healWait = healFirst
+		s.healLater()
+		return
+	}
 	if err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto {
 		return
 	}
@@ -1108,6 +1112,10 @@ func (s *shim) heal(asker *conn) {
 		return
 	}
 	d, err := s.home.readDaemon()
+	if asker == nil && isUnread(err) {
+		s.healLater()
+		return
+	}
 	if asker == nil && (err != nil || d.Wanted != wantedRunning || d.Mode != modeAuto) {
 		return
 	}
@@ -1158,6 +1166,9 @@ func (s *shim) reap() {
 	s.readNotify()
 	for {
 		c, err := endedChild()
+		if err != nil && err != unix.ECHILD { // no other signal tells of the same end
+			time.AfterFunc(retryPause, func() { s.inbox <- syscall.SIGCHLD })
+		}
 		if err != nil || c.pid == 0 {
 			s.checkTree()
 			return
@@ -1517,9 +1528,12 @@ func (s *shim) ensurePump(pause time.Duration) {
 
 func (s *shim) drain(e drain) {
 	s.drains++
-	if s.pump == nil {
-		s.feed(evDrained{})
-		return
+	if s.pump == nil { // what is in the FIFOs goes with us, so there is one more try
+		if err := s.startPump(); err != nil {
+			s.warn("%v", err)
+			s.feed(evDrained{})
+			return
+		}
 	}
 	s.undrained = s.drains
 	s.pump.drain(s.drains)

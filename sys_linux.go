@@ -205,6 +205,11 @@ func isShortage(err error) bool {
 	return true
 }
 
+// isUnread: the file may be there, but could not be read now; the next look may find more.
+func isUnread(err error) bool {
+	return errors.As(err, new(syscall.Errno)) && !errors.Is(err, fs.ErrNotExist)
+}
+
 // procStat is the part of proc_pid_stat(5) that we use.
 type procStat struct {
 	pid, ppid, pgrp, session int
