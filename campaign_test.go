@@ -953,21 +953,25 @@ func (c *campaign) check() {
 	}
 }
 
-// stranger is a process that is nobody's service: it must get no signal from us. Who watches it writes down each with its sender.
+// stranger is a process that is nobody's service, or several: it must get no signal from us. Who watches it writes down each with its sender.
 type stranger struct {
-	pid  int
+	pid  int // of the last one
+	all  []int
 	file string // a line for each signal that it got
 }
 
-func newStranger(t *testing.T) *stranger {
+func newStranger(t *testing.T) *stranger { return newStrangers(t, 0) }
+
+// newStrangers starts one for each of these PIDs, 0 = any.
+func newStrangers(t *testing.T, pids ...int) *stranger {
 	t.Helper()
 	svc, err := exec.LookPath("svc")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &stranger{file: filepath.Join(t.TempDir(), "signals")}
-	cmd := exec.Command(svc, "-record", s.file)
-	cmd.Dir = "/"
+	cmd := exec.Command(svc, "-record", s.file, "-pids", strings.Trim(strings.ReplaceAll(fmt.Sprint(pids), " ", ","), "[]"))
+	cmd.Dir, cmd.Stderr = "/", os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -976,22 +980,27 @@ func newStranger(t *testing.T) *stranger {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	if _, err := fmt.Fscanln(out, &s.pid); err != nil {
-		t.Fatal(err)
+	for range pids {
+		if _, err := fmt.Fscanln(out, &s.pid); err != nil {
+			t.Fatal(err)
+		}
+		s.all = append(s.all, s.pid)
 	}
 	return s
 }
 
 func (s *stranger) fault() string {
-	text, _ := os.ReadFile(s.file)
-	p, alive := readProcess(s.pid)
-	switch {
-	case len(text) > 0:
+	if text, _ := os.ReadFile(s.file); len(text) > 0 {
 		return "got " + strings.Join(strings.Split(strings.TrimSpace(string(text)), "\n"), ", ")
-	case !alive:
-		return fmt.Sprintf("(process %d) is dead", s.pid)
-	case !isNamed(p, "sleep"):
-		return "is another process: " + p.String()
+	}
+	for _, pid := range s.all {
+		p, alive := readProcess(pid)
+		switch {
+		case !alive:
+			return fmt.Sprintf("(process %d) is dead", pid)
+		case !isNamed(p, "sleep"):
+			return "is another process: " + p.String()
+		}
 	}
 	return ""
 }

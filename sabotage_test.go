@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -35,6 +36,9 @@ func init() { // their names stand in the orders that they are looked up by
 		"never-go-on":         neverGoOn,
 		"eat-output":          eatOutput,
 		"leave-behind":        leaveBehind,
+		"miss-an-end":         missEnd,
+		"leak-a-descriptor":   leakDescriptor,
+		"leak-memory":         leakMemory,
 	}
 }
 
@@ -129,6 +133,16 @@ func loseOtherWish() {
 	}
 }
 
+// missEnd makes a shim deaf to the end of its processes.
+func missEnd() { signal.Reset(unix.SIGCHLD) }
+
+func leakDescriptor() { _, _ = unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0) }
+
+// leaked is never read, and never freed.
+var leaked [][]byte
+
+func leakMemory() { leaked = append(leaked, bytes.Repeat([]byte{1}, 1<<20)) }
+
 // TestSabotageIsSeen: each broken rule leads to a fault that the observers of the kill campaign report, and without it they report none.
 func TestSabotageIsSeen(t *testing.T) {
 	for _, c := range []struct {
@@ -174,6 +188,10 @@ func TestSabotageIsSeen(t *testing.T) {
 				{name: "first", unit: "Type = \"notify\"\nExecStart = \"$SVC -lock $FILE.lock -wait-file $FILE.go -notify READY=1\""},
 				{name: "second", unit: `ExecStart = "$SVC -lock $FILE.lock"`}}, do: (*trial).startChain},
 			"second"},
+		{"miss an end",
+			[]failOrder{{roleShim, "stage.commit", 0, "miss-an-end"}},
+			scenario{kinds: []subjectKind{{name: "short", unit: `ExecStart = "$SVC -lock $FILE.lock -wait-file $FILE.go -exit-after 0s"`}}, do: (*trial).endUnseen},
+			"short is shown as running"},
 	} {
 		t.Run(c.why, func(t *testing.T) {
 			t.Parallel()
@@ -210,6 +228,24 @@ func (r *trial) startTwice() {
 	r.try("stop", s.name)
 	s.up = false
 	r.endAll()
+}
+
+// endUnseen starts a service and lets it end.
+func (r *trial) endUnseen() {
+	s := r.subjects[0]
+	r.startAll()
+	r.truth = r.watchTruth()
+	r.must(os.WriteFile(s.file+".go", nil, 0o644))
+	s.up, s.instance = false, ""
+	ended := func() bool { list, _ := r.list(); return list[s.name].ActiveState == inactive }
+	if r.expects {
+		r.truth.limit = truthLimit
+		eventually(3*truthLimit, ended)
+		r.truth.end()
+		r.signal(syscall.SIGKILL, "shim:short") // the next one sees it
+	}
+	r.until("its end is shown", ended)
+	r.truth.end()
 }
 
 // endAll ends what a broken rule has left: services whose shims do not know of them.

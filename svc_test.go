@@ -32,6 +32,7 @@ type svcFlags struct {
 	termCode   int
 	trap       string
 	record     string
+	pids       string
 	lock       string
 	spawn      int
 	setsid     bool
@@ -63,7 +64,7 @@ func svcMain() {
 		forkAway(f)
 	}
 	if f.record != "" {
-		recordSignals(f.record)
+		recordSignals(f.record, f.pids)
 	}
 	handleSignals(f)
 	if f.lock != "" {
@@ -108,6 +109,7 @@ func parseSvc() svcFlags {
 	flag.IntVar(&f.termCode, "term-code", -1, "exit with this code on SIGTERM")
 	flag.StringVar(&f.trap, "trap", "", "append the names of HUP, INT, QUIT, USR1, USR2 and TERM to this file; TERM and INT end svc")
 	flag.StringVar(&f.record, "record", "", "start another process, print its PID, and append each signal that it gets to this file, as `NAME from PID PROGRAM`")
+	flag.StringVar(&f.pids, "pids", "0", "start such processes of -record with these PIDs, as 1,2,3")
 	flag.StringVar(&f.lock, "lock", "", "take this file's lock and append `PID START BOOT`; append DUP if it is taken")
 	flag.IntVar(&f.spawn, "spawn", 0, "start so many children that live for ever")
 	flag.BoolVar(&f.setsid, "setsid", false, "the children of -spawn lead sessions of their own and ignore SIGTERM")
@@ -235,28 +237,26 @@ func handleSignals(f svcFlags) {
 }
 
 // recordSignals starts `sleep`, prints its PID, and traces it: each signal that it gets is written down with its sender, and not delivered.
-// Only a tracer learns of all, SIGSTOP among them; the Go runtime would take some for itself.
-func recordSignals(file string) {
+// Only a tracer learns of all, SIGSTOP among them; the Go runtime would take some for itself. With PIDs, as `1,2,3`, it starts one for
+// each, which has it.
+func recordSignals(file, pids string) {
 	runtime.LockOSThread() // a thread is the tracer
-	cmd := exec.Command("sleep", "infinity")
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}
-	check(cmd.Start())
-	pid := cmd.Process.Pid
-	var ws syscall.WaitStatus
-	_, err := syscall.Wait4(pid, &ws, 0, nil) // its execve
-	check(err)
-	check(syscall.PtraceSetOptions(pid, unix.PTRACE_O_EXITKILL))
-	check(syscall.PtraceCont(pid, 0))
-	fmt.Println(pid)
+	for want := range strings.SplitSeq(pids, ",") {
+		n, _ := strconv.Atoi(want) // 0 = any
+		fmt.Println(startTraced(n))
+	}
 	for {
-		if _, err := syscall.Wait4(pid, &ws, syscall.WALL, nil); err == syscall.EINTR {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &ws, syscall.WALL, nil)
+		if err == syscall.EINTR {
 			continue
 		}
-		check(err)
-		if !ws.Stopped() {
-			appendLine(file, fmt.Sprintf("%s, and is dead", unix.SignalName(ws.Signal())))
+		if err != nil { // none is left
 			os.Exit(0)
+		}
+		if !ws.Stopped() {
+			appendLine(file, fmt.Sprintf("%s, and is dead (%d)", unix.SignalName(ws.Signal()), pid))
+			continue
 		}
 		name := unix.SignalName(ws.StopSignal())
 		if name == "" {
@@ -266,9 +266,35 @@ func recordSignals(file string) {
 		syscall.Syscall6(syscall.SYS_PTRACE, unix.PTRACE_GETSIGINFO, uintptr(pid), 0, uintptr(unsafe.Pointer(&info)), 0, 0)
 		from := int(binary.NativeEndian.Uint32(info[16:]))
 		sender, _ := readProcess(from) // 0 = the kernel, or one of another PID namespace
-		appendLine(file, fmt.Sprintf("%s from %d %s", name, from, sender.command))
+		appendLine(file, fmt.Sprintf("%s from %d %s (%d)", name, from, sender.command, pid))
 		syscall.PtraceCont(pid, 0) // fails if it is gone
 	}
+}
+
+// startTraced starts `sleep` with this PID, 0 = any. Others may start processes meanwhile, so it may take several attempts.
+func startTraced(want int) int {
+	for range 50 {
+		if want != 0 {
+			check(os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(strconv.Itoa(want-1)), 0))
+		}
+		cmd := exec.Command("sleep", "infinity")
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}
+		check(cmd.Start())
+		pid := cmd.Process.Pid
+		var ws syscall.WaitStatus
+		_, err := syscall.Wait4(pid, &ws, 0, nil) // its execve
+		check(err)
+		if want == 0 || want == pid {
+			check(syscall.PtraceSetOptions(pid, unix.PTRACE_O_EXITKILL))
+			check(syscall.PtraceCont(pid, 0))
+			return pid
+		}
+		cmd.Process.Kill()
+		syscall.Wait4(pid, &ws, syscall.WALL, nil)
+	}
+	check(fmt.Errorf("PID %d is not to be had", want))
+	return 0
 }
 
 // takeLock proves from outside that a service runs once: the lock goes with the process that holds it.

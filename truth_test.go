@@ -26,6 +26,7 @@ const (
 type truthWatch struct {
 	c       *campaign
 	frozen  atomic.Bool // who would have to see a change stands still: nothing counts
+	limit   time.Duration
 	stop    func()
 	longest time.Duration
 	what    string // the longest one
@@ -33,7 +34,10 @@ type truthWatch struct {
 }
 
 func (c *campaign) watchTruth() *truthWatch {
-	w, over := &truthWatch{c: c}, make(chan struct{})
+	w, over := &truthWatch{c: c, limit: testPatience}, make(chan struct{})
+	if *campaignReport != "" {
+		w.limit = truthLimit
+	}
 	var done sync.WaitGroup
 	w.stop = sync.OnceFunc(func() { close(over); done.Wait() })
 	done.Go(func() { w.run(over) })
@@ -44,11 +48,7 @@ func (c *campaign) watchTruth() *truthWatch {
 func (w *truthWatch) end() {
 	w.c.t.Helper()
 	w.stop()
-	limit := testPatience
-	if *campaignReport != "" {
-		limit = truthLimit
-	}
-	if w.longest > limit {
+	if w.longest > w.limit {
 		w.c.fault("for %v: %s", w.longest, w.what)
 		w.longest = 0
 	}
