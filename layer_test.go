@@ -41,12 +41,13 @@ log:
 deps: unit
 supervise: wire value command unit
 state: codec visible wire sys unit supervise
+history: codec wire sys state
 environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
 pump: log sys sys_log
-shim+spawn: codec visible wire sys command unit log supervise state environ tree child pump
-daemon+api: visible wire value sys unit deps supervise state tree
+shim+spawn: codec visible wire sys command unit log supervise state history environ tree child pump
+daemon+api: visible wire value sys unit deps supervise state history tree
 render: visible wire log tree
 client: visible wire value sys unit log deps state tree api render
 main: visible wire sys state environ shim daemon api client
