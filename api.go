@@ -690,6 +690,7 @@ func (m *manager) resetFailed(name string, r request) *refusal {
 		s := newService(e.unit, e.record)
 		s.step(instant{wall: time.Now().UnixNano()}, evReset{})
 		e.record = s.runRecord
+		m.keepEvents(name, e.record.Events, s.events...)
 		reach("state.reset")
 		if err := writeRecord(m.home.stateFile(name), &e.record); err != nil {
 			return refusalOf(err)

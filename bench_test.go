@@ -211,7 +211,7 @@ func BenchmarkStep(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	round := []event{evJob{id: "1", verb: verbStart, unit: u}, evSpawned{roleMain}, evJob{id: "2", verb: verbStop}, evExit{roleMain, exitStatus{exitKilled, 15}}, evTree{}, evDrained{}}
+	round := []event{evJob{id: "1", verb: verbStart, unit: u}, evSpawned{roleMain}, evJob{id: "2", verb: verbStop}, evExit{role: roleMain, exit: exitStatus{exitKilled, 15}}, evTree{}, evDrained{}}
 	now := instant{boot: boottime(time.Hour), wall: 1e18, fresh: "0123456789abcdef0123456789abcdef"}
 	s := newService(u, runRecord{})
 	for b.Loop() {

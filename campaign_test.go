@@ -1,7 +1,7 @@
 // Role: the kill campaign: random SIGKILL of daemon and shims under load, judged by what processes and logs show.
 // Runs in: go test.
 // Owns: its home, its services and what they write beside it.
-// Uses: wire, state, sys, observe, script, scriptcmd, edge, failpoint, trial, report.
+// Uses: wire, state, sys, observe, script, scriptcmd, edge, failpoint, trial, report, history.
 
 package main
 
@@ -945,6 +945,7 @@ func (c *campaign) check() {
 		}
 		s.instance = lastLine(text)
 	}
+	c.checkHistories()
 	if found := daemonsOf(c.dir); len(found) != 1 {
 		c.fault("got daemons %v, want one", found)
 	}
@@ -1167,6 +1168,7 @@ func (c *campaign) finish() {
 		})
 	}
 	c.checkLogs()
+	c.checkHistories()
 	if out, err := c.command("kill").CombinedOutput(); err != nil {
 		c.fault("kill: %v\n%s", err, out)
 	}

@@ -18,7 +18,7 @@ import (
 // records makes one empty value of each struct that has a codec.
 func records() []record {
 	return []record{new(pidRef), new(exitStatus), new(jobRecord), new(wantRecord), new(runRecord), new(daemonRecord), new(shimFrame),
-		new(exitNote), new(unit), new(command), new(environmentFile), new(exitSet),
+		new(exitNote), new(historyEvent), new(unit), new(command), new(environmentFile), new(exitSet),
 		new(shimWill), new(daemonWill), new(serviceWill), new(clientWill), new(askerWill), new(waitWill)}
 }
 

@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: visible, wire, sys, unit, deps, supervise, state, tree, handover, api, upgrade.
+// Uses: visible, wire, sys, unit, deps, supervise, state, history, tree, handover, api, upgrade.
 
 package main
 
@@ -690,7 +690,7 @@ func (m *manager) wish(j *job) error {
 		e.given = e.unit
 	}
 	e.before = e.want
-	return m.writeWant(e, wantRecord{Up: j.Kind != stopJob, Job: j.ID, Verb: string(j.Kind), By: j.By})
+	return m.writeWant(e, wantRecord{Up: j.Kind != stopJob, Job: j.ID, Verb: string(j.Kind), By: j.By, For: j.For})
 }
 
 func (m *manager) writeWant(e *supervised, w wantRecord) error {
@@ -710,7 +710,7 @@ func (m *manager) carryOut(o order) {
 	if e.worked != o.Job.ID { // else it is the start that follows the stop of a restart
 		e.worked, e.began = o.Job.ID, time.Now()
 	}
-	w := wantRecord{Up: o.Verb != stopJob, Job: c.id, Verb: string(o.Verb), By: o.Job.By}
+	w := wantRecord{Up: o.Verb != stopJob, Job: c.id, Verb: string(o.Verb), By: o.Job.By, For: o.Job.For}
 	if o.Job.Kind == restartJob && o.Verb != restartJob { // one stage of a restart that others stand between
 		c.id += "/" + string(o.Verb)
 		w.Job = c.id
@@ -882,9 +882,20 @@ func (m *manager) failDependency(e *supervised, x ended) {
 	r := &e.record
 	r.Version, r.Boot, r.PIDNS = protocolVersion, m.boot, m.pidns
 	r.Sub, r.Result, r.Reason, r.Since = failed, resultDependency, cutText(x.Text), time.Now().UnixNano()
-	r.Job = jobRecord{ID: e.want.Job, Verb: e.want.Verb, Outcome: outcomeDependency, Text: r.Reason}
+	r.Job = jobRecord{ID: e.want.Job, Verb: e.want.Verb, Outcome: outcomeDependency, Text: r.Reason, By: e.want.By, For: e.want.For}
+	r.Events++
+	m.keepEvents(e.name, r.Events, historyEvent{Time: r.Since, Kind: eventFailed, By: byDependency, For: x.Culprit, Result: r.Result, Text: r.Reason})
 	reach("state.write-for-none")
 	if err := writeRecord(m.home.stateFile(e.name), r); err != nil {
+		m.say("%v", err)
+	}
+}
+
+// keepEvents writes events of a unit that no shim runs for; last is the number of the last. The state that carries it is written after.
+func (m *manager) keepEvents(name string, last uint64, events ...historyEvent) {
+	f := historyFile{path: m.home.historyFile(name), boot: m.boot}
+	defer f.close()
+	if err := f.write(last, events); err != nil {
 		m.say("%v", err)
 	}
 }
@@ -1173,7 +1184,7 @@ func (m *manager) wentDown(e *supervised) {
 	m.refreshGraph()
 	if bound := m.jobs.g.bindingBroken(e.name, m.isUp); len(bound) > 0 {
 		m.say("%q is no longer active: what is bound to it is stopped: %s", e.name, strings.Join(bound, " "))
-		m.submit(demand{Kind: stopJob, Names: bound, By: byDependency})
+		m.submit(demand{Kind: stopJob, Names: bound, By: byDependency, For: e.name})
 	}
 }
 
@@ -1480,7 +1491,7 @@ func (m *manager) resume() {
 	for _, kind := range []jobKind{stopJob, restartJob, startJob, reloadJob} {
 		if names := open[kind]; len(names) > 0 {
 			slices.Sort(names)
-			m.submit(demand{Kind: kind, Names: names, By: byUser})
+			m.submit(demand{Kind: kind, Names: names, By: byUser, Origin: m.askedBy})
 		}
 	}
 	m.resumeAskers(wishes)
@@ -1490,6 +1501,12 @@ func (m *manager) resume() {
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
 	m.unpark()
+}
+
+// askedBy tells who is behind the wish of a service.
+func (m *manager) askedBy(name string) (by, other string) {
+	w := m.services[name].want
+	return w.By, w.For
 }
 
 // openWish is what is still to be done for a service; "" = nothing.
@@ -1527,7 +1544,7 @@ func (m *manager) checkBinding(e *supervised) {
 	for _, other := range e.unit.BindsTo {
 		if m.isDown(other) && m.jobs.job(other) == nil {
 			m.say("%q is stopped: it is bound to %q, which is not active", e.name, other)
-			m.submit(demand{Kind: stopJob, Names: []string{e.name}, By: byDependency})
+			m.submit(demand{Kind: stopJob, Names: []string{e.name}, By: byDependency, For: other})
 			return
 		}
 	}

@@ -185,3 +185,36 @@ func TestLastAnswers(t *testing.T) {
 		}
 	}
 }
+
+// A wish that a new daemon resumes is still that of whoever had it first.
+func TestResumedWishKeepsItsAsker(t *testing.T) {
+	m := fuzzManager(t)
+	m.loadClosure([]string{"web"}, m.serviceDir)
+	m.entry("db").want = wantRecord{Up: true, Job: "j", Verb: verbStart, By: byDependency, For: "web"}
+	m.entry("web").want = wantRecord{Up: true, Job: "k", Verb: verbStart, By: byEnabled}
+	m.resume()
+	for name, want := range map[string]wantRecord{"db": {By: byDependency, For: "web"}, "web": {By: byEnabled}} {
+		if got := m.entry(name).want; got.By != want.By || got.For != want.For || got.Job == "j" || got.Job == "k" {
+			t.Errorf("%s: got %+v, want by %s %s, under a new id", name, got, want.By, want.For)
+		}
+	}
+}
+
+// What no shim is there to write is in the history before it is in the state.
+func TestEventsOfADaemon(t *testing.T) {
+	m := fuzzManager(t)
+	m.loadClosure([]string{"web"}, m.serviceDir)
+	e := m.entry("web")
+	if err := m.home.makeRunDir("web"); err != nil {
+		t.Fatal(err)
+	}
+	e.want = wantRecord{Up: true, Job: "j", Verb: verbStart, By: byUser}
+	m.failDependency(e, ended{Result: jobDependency, Culprit: "db", Text: "\"db\" failed"})
+	if refused := m.resetFailed("web", request{ServiceDir: m.serviceDir}); refused != nil {
+		t.Fatal(refused.text)
+	}
+	got, err := readEvents(m.home.historyFile("web"), m.boot, e.record.Events)
+	if err != nil || len(got) != 2 || got[0].Kind != eventFailed || got[0].For != "db" || got[1].Kind != eventReset || e.record.Sub != dead {
+		t.Errorf("%v, %+v; %s", err, got, e.record.Sub)
+	}
+}

@@ -362,6 +362,7 @@ type job struct {
 	Unit    string
 	Kind    jobKind
 	By      string
+	For     string // byDependency: the unit that it goes with
 	Waiters []waiter
 
 	id      int32 // in jobs.g
@@ -740,8 +741,10 @@ func (q *jobs) failStart(failed []int32, id int32, culprit, why string) []int32 
 type demand struct {
 	Kind   jobKind
 	Names  []string
-	By     string // byUser, byDependency, byEnabled, byKill
-	Waiter any    // put on all jobs that come of it; nil = nobody waits
+	By     string                               // byUser, byDependency, byEnabled, byKill
+	For    string                               // byDependency: the unit that the names go with
+	Origin func(unit string) (by, other string) // in place of By and For where each name has its own; nil = none has
+	Waiter any                                  // put on all jobs that come of it; nil = nobody waits
 	NewID  func(unit string) string
 }
 
@@ -818,8 +821,8 @@ func (q *jobs) put(e entry, t *transaction) {
 	case e.kind == startJob && j.Kind == reloadJob: // the unit is not up: there is nothing to reload
 		q.again(j, startJob, startStage, t.b.d.NewID)
 	}
-	if by := t.by(e); by != byDependency {
-		j.By = by
+	if by, other := t.by(e); by != byDependency {
+		j.By, j.For = by, other
 	}
 	j.batch, j.doomed = q.batch, ""
 	j.hear(waiter{t.b.d.Waiter, e.id == t.anchor})
@@ -833,7 +836,8 @@ func (q *jobs) add(e entry, t *transaction) *job {
 
 func (q *jobs) newJob(e entry, t *transaction) *job {
 	name := q.g.nodes[e.id].name
-	j := &job{ID: t.b.d.NewID(name), Unit: name, Kind: e.kind, By: t.by(e), id: e.id, stage: startStage}
+	j := &job{ID: t.b.d.NewID(name), Unit: name, Kind: e.kind, id: e.id, stage: startStage}
+	j.By, j.For = t.by(e)
 	if e.kind == stopJob || e.kind == restartJob && !q.isDown(name) {
 		j.stage = stopStage
 	}
@@ -1028,11 +1032,16 @@ func (t *transaction) install() {
 	}
 }
 
-func (t *transaction) by(e entry) string {
-	if e.id == t.anchor {
-		return t.b.d.By
+// by tells who is behind an entry; of a dependency also the unit that it goes with.
+func (t *transaction) by(e entry) (by, other string) {
+	switch d := t.b.d; {
+	case e.id != t.anchor:
+		return byDependency, t.name(t.anchor)
+	case d.Origin != nil:
+		return d.Origin(t.name(e.id))
+	default:
+		return d.By, d.For
 	}
-	return byDependency
 }
 
 // replaces tells the owner of a job why it is gone.

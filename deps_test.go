@@ -421,6 +421,42 @@ func TestWaitersHearOfEveryJob(t *testing.T) {
 	}
 }
 
+// TestWhoIsBehindAJob: who asked for the command, or the unit that a job goes with.
+func TestWhoIsBehindAJob(t *testing.T) {
+	w := newWorld("web requires db\ndb requires disk\ndisk\nother", "")
+	check := func(want string) {
+		t.Helper()
+		var said []string
+		for _, name := range []string{"web", "db", "disk", "other"} {
+			if j := w.q.job(name); j != nil {
+				said = append(said, strings.TrimRight(fmt.Sprintf("%s %s by %s %s", j.Kind, name, j.By, j.For), " "))
+			}
+		}
+		if got := strings.Join(said, ", "); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+	w.ask("start web")
+	check("start web by user, start db by dependency web, start disk by dependency web")
+	w.ask("start db")
+	check("start web by user, start db by user, start disk by dependency web")
+	w.ask("stop disk")
+	check("stop web by dependency disk, stop db by dependency disk, stop disk by user")
+	w = newWorld("web requires db\ndb", "web db")
+	w.ask("stop db")
+	check("stop web by dependency db, stop db by user")
+	w = newWorld("web requires db\ndb\nother", "")
+	w.q.submit(demand{Kind: startJob, Names: []string{"db", "other", "web"}, By: byUser, NewID: w.newID, Origin: func(name string) (by, other string) {
+		if name == "db" {
+			return byDependency, "web"
+		}
+		return byEnabled, ""
+	}})
+	check("start web by enabled, start db by dependency web, start other by enabled")
+	w.q.submit(demand{Kind: stopJob, Names: []string{"other"}, By: byDependency, For: "db", NewID: w.newID})
+	check("start web by enabled, start db by dependency web, stop other by dependency db")
+}
+
 func TestReplacedOrderHasNewID(t *testing.T) {
 	w := newWorld("a", "")
 	w.ask("start a")

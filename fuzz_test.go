@@ -471,9 +471,9 @@ func (f *stepper) plausible(b byte) (string, event) {
 	case s.Spawning != "":
 		return "cannot run", evSpawnFailed{role: s.Spawning, failure: stageFailure{stageExec, 2}}
 	case !s.Control.zero() && b&3 != 0:
-		return "command ends", evExit{roleControl, code}
+		return "command ends", evExit{role: roleControl, exit: code}
 	case !s.Main.zero() && b&1 == 0:
-		return "main ends", evExit{roleMain, code}
+		return "main ends", evExit{role: roleMain, exit: code}
 	case s.Sub == starting:
 		return "ready", evNotify{msg: notifyMessage{Ready: true}}
 	case b&2 != 0 && (s.Sub == finalSigterm || s.Sub == finalSigkill || s.Sub == exited):
@@ -687,6 +687,27 @@ func FuzzSlots(f *testing.F) {
 			if _, _, other := slotBody(file[slotBytes:]); !other {
 				t.Errorf("%d %+v, %v", seq, got, err)
 			}
+		}
+	})
+}
+
+// FuzzHistory: no file makes an event of what was not written as one; good slots survive any noise in the others.
+func FuzzHistory(f *testing.F) {
+	f.Add([]byte("x"), uint16(0), uint64(3), "user", "text")
+	f.Add(bytes.Repeat([]byte{0xff}, 3*historySlotBytes), uint16(100), uint64(64), "<\x00", strings.Repeat("€", 200))
+	f.Fuzz(func(t *testing.T, noise []byte, at uint16, seq uint64, by, text string) {
+		if seq == 0 || seq > 1<<62 {
+			return
+		}
+		file := make([]byte, historyBytes)
+		copy(file[int(at)%len(file):], noise)
+		decodeHistory(file, "b", everyEvent)
+		slot := seq % historySlots * historySlotBytes
+		encodeEvent(file[slot:slot+historySlotBytes], "b", seq, historyEvent{Time: 7, Kind: eventFailed, By: by, Text: text})
+		got := decodeHistory(file, "b", seq)
+		i := slices.IndexFunc(got, func(e historyEvent) bool { return e.Seq == seq })
+		if i < 0 || got[i].Time != 7 || utf8.ValidString(text) && len(by) < 16 && !strings.HasPrefix(text, got[i].Text) {
+			t.Errorf("%d: %+v", seq, got)
 		}
 	})
 }

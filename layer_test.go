@@ -41,13 +41,14 @@ log:
 deps: unit
 supervise: wire value command unit
 state: codec visible wire sys unit supervise
+history: codec wire sys state
 environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
 pump: log sys sys_log
 handover: codec sys
-shim+spawn+renew: codec visible wire sys command unit log supervise state environ tree child pump handover
-daemon+api+upgrade: visible wire value sys unit deps supervise state tree handover
+shim+spawn+renew: codec visible wire sys command unit log supervise state history environ tree child pump handover
+daemon+api+upgrade: visible wire value sys unit deps supervise state history tree handover
 render: visible wire log tree
 client: visible wire value sys unit log deps state tree api upgrade render
 main: visible wire sys state environ handover shim daemon api client

@@ -11,12 +11,12 @@
 //	codec visible wire value sys sys_log formats; safe texts; values of unit files; kernel calls
 //	command unit log                     command lines; unit files; log records
 //	deps supervise                       pure: jobs and order; the state machine of a service
-//	state environ tree child pump        the home; who a service is; its processes; the stage; its output
+//	state history environ tree child pump  the home; what happened; who a service is; its processes; the stage; its output
 //	handover                             a process becomes another program
 //	shim spawn renew, daemon api upgrade the two loops
 //	render client main                   what people see
 //
-// On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state unit.json shim.pid
+// On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state history unit.json shim.pid
 // main.pid shim.sock out err pump notify) and log/NAME/. docs/protocols.md tells what each file means, and the protocols P and L.
 //
 // Words: a *unit* is a parsed unit file; a *service* is its runtime object; a *run* is one start with its end; a *wish* is what was asked

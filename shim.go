@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
-// Owns: run/NAME while it holds its lock: state, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: codec, visible, wire, sys, unit, log, supervise, state, environ, tree, child, pump, handover, spawn, renew.
+// Owns: run/NAME while it holds its lock: state, history, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
+// Uses: codec, visible, wire, sys, unit, log, supervise, state, history, environ, tree, child, pump, handover, spawn, renew.
 
 package main
 
@@ -50,6 +50,7 @@ type shim struct {
 	svc       *service
 	own       ownLog
 	state     *recordFile
+	history   historyFile
 	saved     []byte // the record as it was last written and announced
 	spare     []byte // room for its next text
 	queue     []event
@@ -60,6 +61,7 @@ type shim struct {
 	main      process
 	control   process
 	adopted   bool // processes may not be our descendants
+	orphaned  bool // the shim before us was killed
 	watching  *scope
 	members   map[int]bool // processes of the tree that whenReadable looks at; 0 = the tree itself is looked at again
 	waiting   *spawn       // main command that waits for leftovers to end
@@ -236,6 +238,7 @@ func (s *shim) takePlace() (err error) {
 	if s.state, err = openRecord("state"); err != nil {
 		return err
 	}
+	s.history = historyFile{path: "history", boot: s.boot}
 	if s.listener = inherited(s.will.ListenerFD, shimSocketName); s.listener != nil {
 		return nil
 	}
@@ -434,10 +437,12 @@ func (s *shim) readRecords() error {
 	}
 	s.svc = newService(u, rec)
 	if err != nil && !errors.Is(err, errOtherBoot) && !errors.Is(err, errNeverWritten) {
+		s.svc.Events = lastEvent("history", s.boot)
 		if err := s.probe(); err != nil {
 			return err
 		}
 	}
+	s.orphaned = rec.ShimPID != 0 && rec.ShimPID != os.Getpid()
 	s.svc.Version, s.svc.Boot, s.svc.PIDNS, s.svc.ShimPID = protocolVersion, s.boot, s.pidns, os.Getpid()
 	return nil
 }
@@ -483,13 +488,14 @@ func (s *shim) adopt(h handover) (err error) {
 		s.quitting = !s.wishWaits() // else nothing would ever end us
 		return nil
 	}
-	ev := evAdopted{}
+	ev := evAdopted{killed: s.orphaned, alone: h.fresh}
 	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
 		return err
 	}
 	if ev.main != (exitStatus{}) && s.hasSuccessor() {
 		ev.main = exitStatus{}
 	}
+	ev.oom = s.outOfMemory(roleMain, ev.main)
 	if ev.control, err = s.takeOver(&s.control, roleControl, s.svc.Control, h); err != nil {
 		return err
 	}
@@ -736,7 +742,7 @@ func (s *shim) process(r role) *process {
 
 // now is the instant of a step.
 func (s *shim) now() instant {
-	n := instant{boot: bootNow(), wall: time.Now().UnixNano()}
+	n := instant{boot: bootNow(), wall: time.Now().UnixNano(), alone: s.daemon == nil || s.daemon.hungUp()}
 	n.fresh = invocationText(randomBytes())
 	return n
 }
@@ -804,6 +810,10 @@ func (s *shim) save() error {
 	if string(s.spare) == string(s.saved) && len(s.hold) == 0 {
 		return nil
 	}
+	if err := s.history.write(s.svc.Events, s.svc.events); err != nil {
+		s.complain("%v", err) // it is to be read by people: nothing waits for it
+	}
+	s.svc.events = s.svc.events[:0]
 	reach("state.write")
 	err := s.state.write(s.spare)
 	if err != nil {
@@ -1028,7 +1038,7 @@ func (s *shim) readWant(job string, pause time.Duration) {
 	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID || job != "" && w.Job != job {
 		return // unreadable = leave as it is
 	}
-	ev := evJob{id: w.Job, verb: w.Verb}
+	ev := evJob{id: w.Job, verb: w.Verb, by: w.By, other: w.For}
 	if w.Verb != verbStop {
 		if ev.unit, err = s.home.readUnit(s.name); err != nil {
 			s.warn("%v", err)
@@ -1203,7 +1213,7 @@ func (s *shim) endedChild(r role, c waitedChild) {
 		reapChild(c.pid)
 		return
 	}
-	var ev event = evExit{r, c.exit}
+	var ev event = evExit{role: r, exit: c.exit, oom: s.outOfMemory(r, c.exit)}
 	if failed := s.process(r).failed; failed != nil {
 		ev = s.failedSpawn(r, *failed, c.exit)
 	}
@@ -1231,13 +1241,18 @@ func (s *shim) ended(r role, x exitStatus) {
 	if r == roleMain && s.hasSuccessor() {
 		return
 	}
-	var ev event = evExit{r, x}
+	var ev event = evExit{role: r, exit: x, oom: s.outOfMemory(r, x)}
 	if s.neverRan(r, x) {
 		ev = evAdopted{nothingRan: true} // the stage outlived the shim before us by a moment
 	}
 	s.forget(r)
 	s.feed(ev)
 	s.checkTree()
+}
+
+// outOfMemory: SIGKILL has ended the main process, and since the run began the kernel has killed something of the service for lack of memory.
+func (s *shim) outOfMemory(r role, x exitStatus) bool {
+	return r == roleMain && x == exitStatus{exitKilled, int(syscall.SIGKILL)} && s.svc.Cgroup != "" && oomKills(s.svc.Cgroup) > s.svc.OOMKills
 }
 
 // forget closes the pidfd of a process that is gone.

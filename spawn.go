@@ -1,7 +1,7 @@
 // Role: protocol P, the start of one process of a service; the notify socket and the search for a forked main process.
 // Runs in: shim.
 // Owns: nothing beside what shim.go owns.
-// Uses: wire, sys, command, unit, supervise, state, environ, shim.
+// Uses: wire, sys, command, unit, supervise, state, environ, tree, shim.
 
 package main
 
@@ -384,6 +384,9 @@ func (s *shim) recordProcess(r role, f *stageFiles) error {
 	*p = process{ref: ref, fd: f.pidfd, child: true, pending: true, seq: p.seq}
 	s.awaitChildren()
 	f.pidfd = -1
+	if s.starts() && s.svc.Cgroup != "" {
+		s.svc.OOMKills = oomKills(s.svc.Cgroup)
+	}
 	if r == roleControl {
 		s.svc.Control = ref
 		return s.save()

@@ -61,6 +61,8 @@ func (h home) wantFile(name string) string  { return h.runDir(name) + "/want" }
 func (h home) stateFile(name string) string { return h.runDir(name) + "/state" }
 func (h home) shimPID(name string) string   { return h.runDir(name) + "/shim.pid" }
 
+func (h home) historyFile(name string) string { return h.runDir(name) + "/history" }
+
 // findHome resolves the home: flag, DIAKONOS_HOME, ~/.diakonos, else a runtime directory for users without a home.
 func findHome(flag string) (home, error) {
 	path := flag
@@ -263,7 +265,7 @@ type recordFile struct {
 
 // openRecord opens a record for writing.
 func openRecord(path string) (*recordFile, error) {
-	fd, err := openSlots(path)
+	fd, err := openSlots(path, 2*slotBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -274,18 +276,18 @@ func openRecord(path string) (*recordFile, error) {
 	return r, nil
 }
 
-// openSlots opens the file of a record and allocates the slots of a new one, so that a later write needs no space.
-func openSlots(path string) (int, error) {
+// openSlots opens a file of slots and allocates those of a new one, so that a later write needs no space.
+func openSlots(path string, size int64) (int, error) {
 	reach("record.create")
 	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return -1, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
 	var st unix.Stat_t
-	if err = sysFstat(fd, &st); err == nil && st.Size < 2*slotBytes {
+	if err = sysFstat(fd, &st); err == nil && st.Size < size {
 		reach("record.allocate")
-		if err = again(func() error { return unix.Fallocate(fd, 0, 0, 2*slotBytes) }); err == unix.EOPNOTSUPP {
-			_, err = sysPwrite(fd, make([]byte, 2*slotBytes), 0)
+		if err = again(func() error { return unix.Fallocate(fd, 0, 0, size) }); err == unix.EOPNOTSUPP {
+			_, err = sysPwrite(fd, make([]byte, size), 0)
 		}
 	}
 	if err != nil {
@@ -390,7 +392,7 @@ func (h home) makeRunDir(name string) error {
 	if err := os.Mkdir(h.runDir(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
-	fd, err := openSlots(h.stateFile(name))
+	fd, err := openSlots(h.stateFile(name), 2*slotBytes)
 	if err != nil {
 		return err
 	}

@@ -88,6 +88,7 @@ const (
 	resultResources     = "resources"
 	resultProtocol      = "protocol"
 	resultLost          = "lost"
+	resultOOMKill       = "oom-kill"
 )
 
 // Verbs and outcomes of jobs.
@@ -128,6 +129,7 @@ type instant struct {
 	boot  boottime
 	wall  int64 // ns
 	fresh string
+	alone bool // no daemon is connected
 }
 
 func (n instant) after(d time.Duration) boottime {
@@ -142,10 +144,11 @@ func (n instant) after(d time.Duration) boottime {
 // event is something that happened to the service.
 type event interface{ isEvent() }
 
-// evJob is a wish: start, stop, restart or reload. unit is the file as it was read for start, restart and reload.
+// evJob is a wish: start, stop, restart or reload, and whose. unit is the file as it was read for start, restart and reload.
 type evJob struct {
-	id, verb string
-	unit     *unit
+	id, verb  string
+	unit      *unit
+	by, other string // as By and For of the wish
 }
 
 // evSpawned: execve of the main or control process has succeeded.
@@ -168,6 +171,14 @@ type evBusy struct {
 type evExit struct {
 	role role
 	exit exitStatus
+	oom  bool // the kernel has killed something of the service for lack of memory
+	found
+}
+
+// found tells of an end that no shim saw.
+type found struct {
+	late  bool // a new shim found it
+	alone bool // nor was there a daemon
 }
 
 // evMain answers findMain of a forking service: the main process, or zero with how many processes there are instead. Without having been
@@ -200,6 +211,9 @@ type evReset struct{}
 type evAdopted struct {
 	main, control exitStatus
 	nothingRan    bool // the shim before us died within protocol P, and no program was started
+	oom           bool // as in evExit
+	alone         bool // there was no daemon either
+	killed        bool // the shim before us did not end in good order
 }
 
 func (evJob) isEvent()         {}
@@ -278,7 +292,8 @@ type service struct {
 	unit *unit
 	next *unit // takes the place of unit at the next start
 	runRecord
-	effects []effect // of the step under way
+	effects []effect       // of the step under way
+	events  []historyEvent // not written yet; Events counts them already
 }
 
 func newService(u *unit, rec runRecord) *service {
@@ -320,7 +335,23 @@ func (s *service) step(now instant, ev event) []effect {
 	case evAdopted:
 		s.onAdopted(now, e)
 	}
+	for i := range s.events {
+		if e := &s.events[i]; e.Time == 0 {
+			e.Time, e.Alone = now.wall, e.Alone || now.alone
+		}
+	}
 	return s.effects
+}
+
+// note puts an event into the history; the step that notes it stamps it.
+func (s *service) note(e historyEvent) {
+	s.events = append(s.events, e)
+	s.Events++
+}
+
+// noteJob notes what a job asks for.
+func (s *service) noteJob(kind string) {
+	s.note(historyEvent{Kind: kind, By: s.Job.By, For: s.Job.For})
 }
 
 func (s *service) do(e effect) { s.effects = append(s.effects, e) }
@@ -331,14 +362,33 @@ func (s *service) setState(now instant, sub subState) {
 	if activeOf(sub) != activeOf(s.Sub) && !reloads || s.Since == 0 {
 		s.Since = now.wall
 	}
-	s.Sub, s.Deadline, s.Step = sub, 0, 0
+	s.Sub, s.Deadline, s.Step, s.Delay = sub, 0, 0, 0
 }
 
 // fail notes why the run fails; the first reason stays.
 func (s *service) fail(result, reason string) {
-	if s.Result == resultSuccess && result != resultSuccess {
-		s.Result, s.Reason = result, reason
+	if s.Result != resultSuccess || result == resultSuccess {
+		return
 	}
+	s.Result, s.Reason = result, reason
+	if n := len(s.events); n > 0 && s.events[n-1].Time == 0 && s.events[n-1].Kind == eventExit && s.events[n-1].Result == result {
+		return // the end of the main process is in the history, in this step
+	}
+	s.note(historyEvent{Kind: eventFailed, By: causeOf(result), Result: result, Text: reason})
+}
+
+func causeOf(result string) string {
+	switch result {
+	case resultTimeout, resultStartLimitHit:
+		return causePolicy
+	case resultResources:
+		return causeSystem
+	case resultLost:
+		return causeAbsent
+	case resultOOMKill:
+		return causeOOM
+	}
+	return causeService
 }
 
 // ---- jobs
@@ -352,7 +402,7 @@ func (s *service) finishJob(outcome, text string) {
 }
 
 func (s *service) takeJob(e evJob) {
-	s.Job = jobRecord{ID: e.id, Verb: e.verb}
+	s.Job = jobRecord{ID: e.id, Verb: e.verb, By: e.by, For: e.other}
 	if e.unit != nil && e.verb != verbReload {
 		s.next = e.unit
 	}
@@ -393,7 +443,7 @@ func (s *service) onStart(now instant, e evJob) {
 }
 
 func (s *service) onStop(now instant, e evJob) {
-	s.takeJob(e)
+	s.takeEnding(e, eventStop)
 	switch s.Sub {
 	case dead, failed:
 		s.finishJob(outcomeDone, "already inactive")
@@ -412,8 +462,18 @@ func (s *service) onStop(now instant, e evJob) {
 	}
 }
 
-func (s *service) onRestart(now instant, e evJob) {
+// takeEnding takes a job that ends what is there, and notes it: not again one that a new daemon resumes under another id.
+func (s *service) takeEnding(e evJob, kind string) {
+	resumed := s.openJob() && s.Job.Verb == e.verb && s.Job.By == e.by && s.Job.For == e.other
 	s.takeJob(e)
+	begins := kind == eventRestart && s.Sub == autoRestart
+	if s.Sub != dead && s.Sub != failed && !resumed && !begins {
+		s.noteJob(kind)
+	}
+}
+
+func (s *service) onRestart(now instant, e evJob) {
+	s.takeEnding(e, eventRestart)
 	switch s.Sub {
 	case dead, failed, autoRestart:
 		s.beginByHand(now)
@@ -438,6 +498,7 @@ func (s *service) onReload(now instant, e evJob) {
 			s.quitIfIdle()
 			return
 		}
+		s.noteJob(eventReload)
 		s.setState(now, reload)
 		s.runControl(now, s.unit.ExecReload)
 	case dead, startPre, starting, startPost, autoRestart, reload, stopping, stopSigterm, stopSigkill, stopPost,
@@ -453,6 +514,9 @@ func (s *service) onReload(now instant, e evJob) {
 }
 
 func (s *service) onReset(now instant) {
+	if s.Sub == failed || s.Restarts > 0 || s.ShortRuns > 0 || len(s.Starts) > 0 {
+		s.note(historyEvent{Kind: eventReset, By: "user"})
+	}
 	s.Restarts, s.ShortRuns, s.Starts = 0, 0, nil
 	if s.Sub == failed {
 		s.Result, s.Reason = resultSuccess, ""
@@ -466,11 +530,11 @@ func (s *service) onReset(now instant) {
 // beginByHand starts because somebody asked: limits and counters begin anew.
 func (s *service) beginByHand(now instant) {
 	s.Restarts, s.ShortRuns, s.Starts = 0, 0, nil
-	s.begin(now)
+	s.begin(now, historyEvent{Kind: eventStart, By: s.Job.By, For: s.Job.For})
 }
 
-// begin opens a new run.
-func (s *service) begin(now instant) {
+// begin opens a new run; why is its event.
+func (s *service) begin(now instant, why historyEvent) {
 	if s.next != nil {
 		s.unit, s.next = s.next, nil
 	}
@@ -488,6 +552,7 @@ func (s *service) begin(now instant) {
 		s.do(quit{})
 		return
 	}
+	s.note(why)
 	s.Invocation, s.Started = now.fresh, 0
 	s.setState(now, startPre)
 	if !s.runControl(now, s.unit.ExecStartPre) {
@@ -543,18 +608,28 @@ func (s *service) enterRunning(now instant) {
 	case s.Result != resultSuccess:
 		s.enterStop(now)
 	case !s.Main.zero():
+		s.noteReady()
 		s.setState(now, running)
 		s.Deadline = s.runtimeDeadline()
 		s.finishJob(outcomeDone, "")
 	case s.unit.Type == typeForking && s.Exit == (exitStatus{}): // no main process known: its tree stands for it
+		s.noteReady()
 		s.setState(now, running)
 		s.Deadline = s.runtimeDeadline()
 		s.finishJob(outcomeDone, "main process unknown")
 		s.do(watch{scopeTree})
 	case s.unit.RemainAfterExit:
+		s.noteReady()
 		s.enterExited(now)
 	default:
 		s.enterStop(now)
+	}
+}
+
+// noteReady notes that a start is through; a reload comes the same way.
+func (s *service) noteReady() {
+	if s.Sub == startPost {
+		s.note(historyEvent{Kind: eventReady, PID: s.Main.PID})
 	}
 }
 
@@ -740,15 +815,18 @@ func (s *service) onNotify(now instant, e evNotify) {
 		switch {
 		case e.msg.Stopping:
 			s.Reason = "the service said that it is stopping"
+			s.note(historyEvent{Kind: eventStop, By: causeService})
 			s.setState(now, stopSigterm)
 			s.Deadline = now.after(s.unit.TimeoutStopSec)
 			s.do(watch{scopeMain})
 		case e.msg.Reloading && !e.msg.Ready: // else it is done with it already
+			s.note(historyEvent{Kind: eventReload, By: causeService})
 			s.setState(now, reload)
 			s.Deadline = now.after(s.unit.TimeoutStartSec)
 		}
 	case reload:
 		if e.msg.Ready && s.Control.zero() {
+			s.note(historyEvent{Kind: eventReloaded})
 			s.finishJob(outcomeDone, "")
 			s.enterRunning(now)
 		}
@@ -772,12 +850,31 @@ func (s *service) mayChangeMain() bool {
 func (s *service) onExit(now instant, e evExit) {
 	result, reason := s.judge(e)
 	if e.role == roleMain {
+		ev := historyEvent{Kind: eventExit, Exit: e.exit, Result: result, PID: s.Main.PID, Late: e.late, Alone: e.alone}
+		ev.By, ev.For = s.endedBy(e, result)
+		s.note(ev)
 		s.Main, s.Exit = pidRef{}, e.exit
 	} else {
 		s.Control = pidRef{}
 	}
 	s.spawned(e.role)
 	s.endRole(now, e.role, result, reason)
+}
+
+// endedBy is the cause of the end of the main process.
+func (s *service) endedBy(e evExit, result string) (by, other string) {
+	ending := activeOf(s.Sub) == deactivating
+	switch {
+	case result == resultOOMKill:
+		return causeOOM, ""
+	case e.exit.How == exitLost:
+		return causeAbsent, ""
+	case ending && s.openJob() && (s.Job.Verb == verbStop || s.Job.Verb == verbRestart):
+		return s.Job.By, s.Job.For
+	case ending && s.Result != resultSuccess:
+		return causePolicy, ""
+	}
+	return causeService, ""
 }
 
 // judge tells what an exit means: result and one line.
@@ -792,6 +889,9 @@ func (s *service) judge(e evExit) (result, reason string) {
 	what := "main process"
 	if e.role == roleControl {
 		what = s.keyOfState()
+	}
+	if e.oom && s.Sub != stopSigkill && s.Sub != finalSigkill { // there the signal was ours
+		return resultOOMKill, what + " was killed by the kernel for lack of memory"
 	}
 	return resultOf(e.exit), what + " " + exitText(e.exit)
 }
@@ -981,11 +1081,17 @@ func (s *service) endReload(now instant, result, reason string) {
 		return
 	}
 	if result == resultSuccess {
+		s.note(historyEvent{Kind: eventReloaded})
 		s.finishJob(outcomeDone, "")
 	} else {
+		s.noteNotReloaded(causeOf(result), reason)
 		s.finishJob(outcomeFailed, reason)
 	}
 	s.enterRunning(now)
+}
+
+func (s *service) noteNotReloaded(cause, reason string) {
+	s.note(historyEvent{Kind: eventNotReload, By: cause, Text: reason})
 }
 
 // ---- stopping
@@ -1059,6 +1165,7 @@ func (s *service) onTree(now instant, e evTree) {
 		}
 	case running:
 		if s.Main.zero() { // forking, main process never known
+			s.note(historyEvent{Kind: eventExit, By: causeService, Result: resultSuccess})
 			s.enterAfterMain(now)
 		}
 	case exited:
@@ -1236,6 +1343,15 @@ func (s *service) enterAutoRestart(now instant) {
 	delay := s.restartDelay(now)
 	s.setState(now, autoRestart)
 	s.Deadline = now.boot + boottime(max(delay, 1)) // 0 would mean: no deadline
+	s.Delay = boottime(delay)
+}
+
+// restartSetting is what the automatic start after this run goes back to.
+func (s *service) restartSetting() string {
+	if restartTable(s.unit.Restart, s.Result) {
+		return "Restart=" + string(s.unit.Restart)
+	}
+	return "RestartForceExitStatus"
 }
 
 // restartDelay grows with the failures in a row (DESIGN.md, section 5).
@@ -1296,7 +1412,9 @@ func (s *service) onTimeout(now instant) {
 		s.enterStop(now)
 	case reload:
 		s.do(killControl{})
-		s.finishJob(outcomeFailed, fmt.Sprintf("reload did not end within %s (TimeoutStartSec)", s.unit.TimeoutStartSec))
+		reason := fmt.Sprintf("reload did not end within %s (TimeoutStartSec)", s.unit.TimeoutStartSec)
+		s.noteNotReloaded(causePolicy, reason)
+		s.finishJob(outcomeFailed, reason)
 		s.Control, s.Spawning = pidRef{}, ""
 		s.enterRunning(now)
 	case stopping:
@@ -1322,7 +1440,8 @@ func (s *service) onTimeout(now instant) {
 		s.enterDead(now)
 	case autoRestart:
 		s.Restarts++
-		s.begin(now)
+		s.begin(now, historyEvent{Kind: eventStart, By: causePolicy, Text: s.restartSetting(), Count: s.Restarts,
+			Delay: time.Duration(s.Delay).Milliseconds()})
 	case dead, exited, failed, unknown:
 		// these have no deadline
 	}
@@ -1342,6 +1461,7 @@ func (s *service) onStopTimeout(now instant) {
 		return
 	}
 	s.Killed = true
+	s.note(historyEvent{Kind: eventSIGKILL, By: causePolicy})
 	s.enterSignal(now, stopSigkill)
 }
 
@@ -1362,8 +1482,11 @@ func (s *service) quitIfIdle() {
 // is asked for again.
 func (s *service) onAdopted(now instant, e evAdopted) {
 	sub := s.Sub
-	s.emitExit(now, roleMain, e.main)
-	s.emitExit(now, roleControl, e.control)
+	if e.killed {
+		s.note(historyEvent{Kind: eventAdopted, By: causeAbsent, Alone: e.alone})
+	}
+	s.emitExit(now, evExit{roleMain, e.main, e.oom, found{true, e.alone}})
+	s.emitExit(now, evExit{roleControl, e.control, false, found{true, e.alone}})
 	switch {
 	case s.Sub != sub || len(s.effects) > 0: // that has moved it on
 	case s.Spawning != "" && e.nothingRan:
@@ -1432,11 +1555,11 @@ func (s *service) respawn(now instant) {
 }
 
 // emitExit feeds the end of a process that nobody of us saw, or that another has reported.
-func (s *service) emitExit(now instant, r role, x exitStatus) {
-	if x == (exitStatus{}) || r == roleMain && s.Main.zero() || r == roleControl && s.Control.zero() {
+func (s *service) emitExit(now instant, e evExit) {
+	if e.exit == (exitStatus{}) || e.role == roleMain && s.Main.zero() || e.role == roleControl && s.Control.zero() {
 		return
 	}
-	s.onExit(now, evExit{r, x})
+	s.onExit(now, e)
 }
 
 // ---- texts

@@ -122,14 +122,14 @@ func (d *driver) spawn(e spawn) {
 func (d *driver) endMain(x exitStatus) {
 	if d.main {
 		d.main = false
-		d.queue = append(d.queue, evExit{roleMain, x})
+		d.queue = append(d.queue, evExit{role: roleMain, exit: x})
 	}
 }
 
 func (d *driver) endControl(x exitStatus) {
 	if d.control {
 		d.control = false
-		d.queue = append(d.queue, evExit{roleControl, x})
+		d.queue = append(d.queue, evExit{role: roleControl, exit: x})
 	}
 }
 
@@ -182,7 +182,7 @@ func (d *driver) actOne(words string) {
 	switch {
 	case slices.Contains([]string{verbStart, verbStop, verbRestart, verbReload}, words):
 		d.jobs++
-		ev := evJob{id: "job" + strconv.Itoa(d.jobs), verb: words}
+		ev := evJob{id: "job" + strconv.Itoa(d.jobs), verb: words, by: "user"}
 		if words != verbStop {
 			ev.unit = d.s.unit
 		}
@@ -1115,7 +1115,7 @@ func TestAdoptionBetweenCommands(t *testing.T) {
 	d := inState(t, startPre)
 	d.cut = true
 	d.control = false
-	d.feed(evExit{roleControl, exitStatus{exitExited, 0}})
+	d.feed(evExit{role: roleControl, exit: exitStatus{exitExited, 0}})
 	d = d.successor()
 	d.feed(evAdopted{})
 	d.is(startPre)
@@ -1128,6 +1128,167 @@ func TestAdoptionBetweenCommands(t *testing.T) {
 	d.is(stopping)
 	d.did("run x")
 	d.answered("")
+}
+
+// ---- the history
+
+// told is the history in few words.
+func (d *driver) told() string {
+	var list []string
+	for i := range d.s.events {
+		e := &d.s.events[i]
+		words := []string{e.Kind}
+		for _, w := range []string{e.By, e.For, e.Result} {
+			if w != "" {
+				words = append(words, w)
+			}
+		}
+		if e.Exit != (exitStatus{}) {
+			words = append(words, exitText(e.Exit))
+		}
+		if e.Count > 0 {
+			words = append(words, fmt.Sprintf("%d after %dms", e.Count, e.Delay))
+		}
+		if e.Late {
+			words = append(words, "late")
+		}
+		if e.Alone {
+			words = append(words, "alone")
+		}
+		if e.Text != "" {
+			words = append(words, "("+e.Text+")")
+		}
+		list = append(list, strings.Join(words, " "))
+	}
+	return strings.Join(list, "; ")
+}
+
+func TestEvents(t *testing.T) {
+	const up = "start user; ready; "
+	for _, c := range []struct{ name, unit, events, told string }{
+		{"a start", "", "start", "start user; ready"},
+		{"a start that is not through", `Type="notify"`, "start", "start user"},
+		{"a stop", "", "start; stop", up + "stop user; exit user success was killed by SIGTERM"},
+		{"a stop of what is down", "", "stop", ""},
+		{"a stop that is asked twice", "", "start; deaf; stop; stop; timeout", up + "stop user; failed policy timeout (did not stop within 1m30s (TimeoutStopSec)); sigkill policy; exit user signal was killed by SIGKILL"},
+		{"a restart", "", "start; restart", up + "restart user; exit user success was killed by SIGTERM; start user; ready"},
+		{"a crash", `Restart="no"`, "start; main exits 3", up + "exit service exit-code exited with status 3"},
+		{"a clean end", "", "start; main exits 0", up + "exit service success exited with status 0"},
+		{"a crash and a restart", `Restart="on-failure";RestartSec="250ms"`, "start; main dies of SEGV; timeout; main exits 1; timeout",
+			up + "exit service signal was killed by SIGSEGV; start policy 1 after 250ms (Restart=on-failure); ready; exit service exit-code exited with status 1; start policy 2 after 250ms (Restart=on-failure); ready"},
+		{"a forced restart", `Restart="no";RestartForceExitStatus=[3];RestartSec=1`, "start; main exits 3; timeout",
+			up + "exit service exit-code exited with status 3; start policy 1 after 1000ms (RestartForceExitStatus); ready"},
+		{"a stop within the delay", `Restart="always";RestartSec=1`, "start; main exits 0; stop", up + "exit service success exited with status 0; stop user"},
+		{"a start within the delay", `Restart="always";RestartSec=1`, "start; main exits 0; start", up + "exit service success exited with status 0; start user; ready"},
+		{"the start limit", `Restart="always";RestartSec=1;StartLimitBurst=1;StartLimitIntervalSec=10`, "start; main exits 0; timeout",
+			up + "exit service success exited with status 0; failed policy start-limit-hit (started 1 times within 10s (StartLimitBurst))"},
+		{"a start that takes too long", `Type="notify";TimeoutStartSec=5`, "start; timeout",
+			"start user; failed policy timeout (did not start within 5s (TimeoutStartSec, in start)); exit policy success was killed by SIGTERM"},
+		{"a run that takes too long", `RuntimeMaxSec=5`, "start; timeout", up + "failed policy timeout (ran for 5s (RuntimeMaxSec)); exit policy success was killed by SIGTERM"},
+		{"a broken protocol", `Type="notify"`, "start; main exits 0", "start user; exit service success exited with status 0; failed service protocol (main process ended before READY=1)"},
+		{"a hook that fails", `ExecStartPre="a"`, "start; command exits 1", "start user; failed service exit-code (ExecStartPre exited with status 1)"},
+		{"an end that nobody saw", "", "start; main is lost", up + "exit absent lost ended while nobody watched: its exit status is lost"},
+		{"a reload", `ExecReload="r"`, "start; reload; command exits 0", up + "reload user; reloaded"},
+		{"a reload that fails", `ExecReload="r"`, "start; reload; command exits 1", up + "reload user; reload-failed service (ExecReload exited with status 1)"},
+		{"a reload that takes too long", `ExecReload="r";TimeoutStartSec=5`, "start; reload; timeout", up + "reload user; reload-failed policy (reload did not end within 5s (TimeoutStartSec))"},
+		{"a reload of its own accord", `Type="notify"`, "start; READY; RELOADING; READY", up + "reload service; reloaded"},
+		{"a stop of its own accord", `Type="notify"`, "start; READY; STOPPING; main exits 0", up + "stop service; exit service success exited with status 0"},
+		{"reset-failed", "", "start; main exits 1; reset", up + "exit service exit-code exited with status 1; reset-failed user"},
+		{"reset-failed of nothing", "", "reset", ""},
+		{"a oneshot", "Type=\"oneshot\";ExecStart=[\"a\", \"b\"]", "start; main exits 0; main exits 0",
+			"start user; exit service success exited with status 0; exit service success exited with status 0"},
+		{"a oneshot that remains", "Type=\"oneshot\";ExecStart=\"a\";RemainAfterExit=true", "start; main exits 0", "start user; exit service success exited with status 0; ready"},
+		{"a main process that is not known", `Type="forking"`, "start; command exits 0; not found; tree ends", up + "exit service success"},
+		{"out of memory", `Restart="on-abnormal";RestartSec=1`, "start; main runs out of memory; timeout",
+			up + "exit oom oom-kill was killed by SIGKILL; start policy 1 after 1000ms (Restart=on-abnormal); ready"},
+	} {
+		d := drive(t, events(c.unit)...)
+		for _, words := range events(c.events) {
+			switch words {
+			case "deaf":
+				d.deaf = true
+			case "main runs out of memory":
+				d.main = false
+				d.feed(evExit{role: roleMain, exit: exitStatus{exitKilled, 9}, oom: true})
+			default:
+				d.act(words)
+			}
+		}
+		if got := d.told(); got != c.told {
+			t.Errorf("%s:\ngot  %s\nwant %s", c.name, got, c.told)
+		}
+		if d.s.Events != uint64(len(d.s.events)) {
+			t.Errorf("%s: the record counts %d events of %d", c.name, d.s.Events, len(d.s.events))
+		}
+	}
+}
+
+// TestWhoAskedIsKept: also by a restart whose stop takes its time, and by a new shim.
+func TestWhoAskedIsKept(t *testing.T) {
+	d := drive(t).act("start")
+	d.wait = true
+	d.feed(evJob{id: "r", verb: verbRestart, unit: d.s.unit, by: "dependency", other: "web"})
+	d = d.successor()
+	d.feed(evDrained{})
+	if got, want := d.told(), "start dependency web; ready"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestResumedStopIsToldOnce: a new daemon gives the wish another id.
+func TestResumedStopIsToldOnce(t *testing.T) {
+	d := drive(t).act("start")
+	d.deaf = true
+	d.feed(evJob{id: "a", verb: verbStop, by: "user"})
+	d.feed(evJob{id: "b", verb: verbStop, by: "user"})
+	d.feed(evJob{id: "c", verb: verbStop, by: "kill"})
+	if got, want := d.told(), "start user; ready; stop user; stop kill"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestEventsTellWhoWasThere: daemon, shim, both or none.
+func TestEventsTellWhoWasThere(t *testing.T) {
+	d := drive(t, `Restart="always"`, `RestartSec=1`).act("start")
+	d.now.alone = true
+	d.act("main exits 1", "timeout")
+	if got, want := d.told(), "start user; ready; exit service exit-code exited with status 1 alone; start policy 1 after 1000ms alone (Restart=always); ready alone"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	for alone, want := range map[bool]string{false: "adopted absent; exit service exit-code exited with status 1 late", true: "adopted absent alone; exit service exit-code exited with status 1 late alone"} {
+		next := d.successor()
+		next.main, next.now.alone = false, false
+		next.feed(evAdopted{main: exitStatus{exitExited, 1}, killed: true, alone: alone})
+		if got := next.told(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+	next := d.successor()
+	next.feed(evAdopted{})
+	if got := next.told(); got != "" {
+		t.Errorf("a shim that follows one which went in good order tells %s", got)
+	}
+}
+
+// TestOutOfMemoryResult: it is a failure of its own, unless the signal was ours.
+func TestOutOfMemoryResult(t *testing.T) {
+	oom := evExit{role: roleMain, exit: exitStatus{exitKilled, 9}, oom: true}
+	for policy, want := range map[string]subState{"always": autoRestart, "on-failure": autoRestart, "on-abnormal": autoRestart, "on-abort": failed, "on-success": failed, "no": failed} {
+		d := drive(t, `Restart="`+policy+`"`).act("start")
+		d.main = false
+		d.feed(oom)
+		d.is(want, resultOOMKill)
+	}
+	d := drive(t).act("start")
+	d.deaf, d.immortal = true, true
+	d.act("stop", "timeout")
+	d.main = false
+	d.feed(oom)
+	d.is(failed, resultTimeout)
+	d = drive(t, `SuccessExitStatus=["KILL"]`).act("start")
+	d.main = false
+	d.feed(oom)
+	d.is(dead, resultSuccess)
 }
 
 // ---- all transitions
@@ -1143,9 +1304,9 @@ var allEvents = []struct {
 	{"main cannot run", evSpawnFailed{role: roleMain, failure: stageFailure{stageExec, 2}}},
 	{"command cannot run", evSpawnFailed{role: roleControl, failure: stageFailure{stageExec, 2}}},
 	{"main busy", evBusy{roleMain, []int{9}}}, {"command busy", evBusy{roleControl, []int{9}}},
-	{"main exits 0", evExit{roleMain, exitStatus{exitExited, 0}}}, {"main exits 1", evExit{roleMain, exitStatus{exitExited, 1}}},
-	{"main killed", evExit{roleMain, exitStatus{exitKilled, 9}}},
-	{"command exits 0", evExit{roleControl, exitStatus{exitExited, 0}}}, {"command exits 1", evExit{roleControl, exitStatus{exitExited, 1}}},
+	{"main exits 0", evExit{role: roleMain, exit: exitStatus{exitExited, 0}}}, {"main exits 1", evExit{role: roleMain, exit: exitStatus{exitExited, 1}}},
+	{"main killed", evExit{role: roleMain, exit: exitStatus{exitKilled, 9}}}, {"main out of memory", evExit{role: roleMain, exit: exitStatus{exitKilled, 9}, oom: true}},
+	{"command exits 0", evExit{role: roleControl, exit: exitStatus{exitExited, 0}}}, {"command exits 1", evExit{role: roleControl, exit: exitStatus{exitExited, 1}}},
 	{"main found", evMain{ref: pidRef{PID: 77, Start: 7}}}, {"main not found", evMain{text: "none"}},
 	{"READY", evNotify{msg: notifyMessage{Ready: true}}}, {"RELOADING", evNotify{msg: notifyMessage{Reloading: true}}},
 	{"STOPPING", evNotify{msg: notifyMessage{Stopping: true}}}, {"MAINPID", evNotify{main: pidRef{PID: 88, Start: 8}}},

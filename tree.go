@@ -74,6 +74,15 @@ func cgroupMembers(dir string) ([]int, error) {
 	return pids, nil
 }
 
+// oomKills is how many processes of a cgroup the kernel has killed for lack of memory so far; 0 without the memory controller.
+func oomKills(dir string) uint64 {
+	b, _ := readSmall(dir + "/memory.events")
+	_, text, _ := strings.Cut("\n"+string(b), "\noom_kill ")
+	text, _, _ = strings.Cut(text, "\n")
+	n, _ := strconv.ParseUint(text, 10, 64) // 0 of what is no number
+	return n
+}
+
 // cgroupEmpty reads cgroup.events, which covers the cgroups below too.
 func cgroupEmpty(dir string) bool {
 	b, err := readSmall(dir + "/cgroup.events")

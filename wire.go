@@ -90,6 +90,8 @@ type jobRecord struct {
 	Verb    string `json:"verb,omitempty"`    // start, stop, restart, reload
 	Outcome string `json:"outcome,omitempty"` // "" while it runs; then done, failed, canceled or dependency
 	Text    string `json:"text,omitempty"`    // why it failed, or what is worth knowing
+	By      string `json:"by,omitempty"`      // as in the wish
+	For     string `json:"for,omitempty"`     // likewise
 }
 
 func (j *jobRecord) fields(c *codec) {
@@ -97,6 +99,8 @@ func (j *jobRecord) fields(c *codec) {
 	textField(c, "verb", ifSet, &j.Verb)
 	textField(c, "outcome", ifSet, &j.Outcome)
 	textField(c, "text", ifSet, &j.Text)
+	textField(c, "by", ifSet, &j.By)
+	textField(c, "for", ifSet, &j.For)
 }
 
 // wantRecord is run/NAME/want: the wish for one service, written by the daemon before anything is done.
@@ -108,6 +112,7 @@ type wantRecord struct {
 	Verb    string `json:"verb"`
 	Then    string `json:"then,omitempty"` // start: this stop is the first stage of a restart that others stand between
 	By      string `json:"by"`             // user, dependency, enabled, kill
+	For     string `json:"for,omitempty"`  // dependency: the unit that it goes with
 }
 
 func (w *wantRecord) fields(c *codec) {
@@ -118,6 +123,7 @@ func (w *wantRecord) fields(c *codec) {
 	textField(c, "verb", always, &w.Verb)
 	textField(c, "then", ifSet, &w.Then)
 	textField(c, "by", always, &w.By)
+	textField(c, "for", ifSet, &w.For)
 }
 
 // runRecord is run/NAME/state and the body of the shim's state frames: all that a successor must know.
@@ -149,6 +155,9 @@ type runRecord struct {
 	Killed     bool       `json:"killed,omitempty"`   // the running stop needed SIGKILL
 	Retire     bool       `json:"retire,omitempty"`   // the FIFOs are to be renamed away: what the last run left may hold them
 	ShimPID    int        `json:"shim,omitempty"`     // who wrote this
+	Delay      boottime   `json:"delay,omitempty"`    // that was chosen before the next automatic start
+	OOMKills   uint64     `json:"oom,omitempty"`      // of its cgroup when the run began
+	Events     uint64     `json:"events,omitempty"`   // sequence number of the last event in its history
 }
 
 func (r *runRecord) fields(c *codec) {
@@ -179,6 +188,66 @@ func (r *runRecord) fields(c *codec) {
 	flagField(c, "killed", ifSet, &r.Killed)
 	flagField(c, "retire", ifSet, &r.Retire)
 	numberField(c, "shim", ifSet, &r.ShimPID)
+	numberField(c, "delay", ifSet, &r.Delay)
+	numberField(c, "oom", ifSet, &r.OOMKills)
+	numberField(c, "events", ifSet, &r.Events)
+}
+
+// Kinds of historyEvent: what happened.
+const (
+	eventStart     = "start"         // a run began
+	eventReady     = "ready"         // its start is through
+	eventExit      = "exit"          // the main process has ended
+	eventFailed    = "failed"        // something else than that end makes the run a failure
+	eventStop      = "stop"          // it is to end
+	eventRestart   = "restart"       // it is to end and to start again
+	eventSIGKILL   = "sigkill"       // the stop needed it
+	eventReload    = "reload"        // it is to read its configuration again
+	eventReloaded  = "reloaded"      // it has
+	eventNotReload = "reload-failed" // it has not, and runs on
+	eventAdopted   = "adopted"       // its shim was killed, another one has taken over
+	eventReset     = "reset-failed"  // failures and counters were forgotten
+)
+
+// Causes of events, beside those who ask for a job: user, dependency, enabled, kill.
+const (
+	causePolicy  = "policy"  // a setting of the unit: Restart=, a timeout, a limit
+	causeService = "service" // the service, by itself
+	causeOOM     = "oom"     // the kernel, for lack of memory
+	causeAbsent  = "absent"  // nothing of ours was there
+	causeSystem  = "system"  // the machine did not give what a start needs
+)
+
+// historyEvent is one event of run/NAME/history.
+type historyEvent struct {
+	Seq    uint64     `json:"-"`                // its slot says it
+	Time   int64      `json:"t"`                // wall clock, ns
+	Kind   string     `json:"e"`                // eventStart …
+	By     string     `json:"by,omitempty"`     // its cause
+	For    string     `json:"for,omitempty"`    // dependency: the other unit
+	Exit   exitStatus `json:"exit,omitzero"`    // exit
+	Result string     `json:"result,omitempty"` // exit, failed
+	PID    int        `json:"pid,omitempty"`    // ready, exit: of the main process
+	Delay  int64      `json:"ms,omitempty"`     // start by policy: what was waited before, milliseconds
+	Count  int        `json:"n,omitempty"`      // start by policy: which one since the last start by hand
+	Alone  bool       `json:"alone,omitempty"`  // no daemon was connected to the shim
+	Late   bool       `json:"late,omitempty"`   // no shim was there: Time is when the next one found it
+	Text   string     `json:"text,omitempty"`   // start by policy: the setting; failed, reload-failed: why
+}
+
+func (e *historyEvent) fields(c *codec) {
+	numberField(c, "t", always, &e.Time)
+	textField(c, "e", always, &e.Kind)
+	textField(c, "by", ifSet, &e.By)
+	textField(c, "for", ifSet, &e.For)
+	recordField(c, "exit", ifSet, &e.Exit)
+	textField(c, "result", ifSet, &e.Result)
+	numberField(c, "pid", ifSet, &e.PID)
+	numberField(c, "ms", ifSet, &e.Delay)
+	numberField(c, "n", ifSet, &e.Count)
+	flagField(c, "alone", ifSet, &e.Alone)
+	flagField(c, "late", ifSet, &e.Late)
+	textField(c, "text", ifSet, &e.Text)
 }
 
 // daemonRecord is daemon.json.
@@ -236,7 +305,7 @@ var (
 
 // encodeSlot fills one slot with the JSON text of a record under sequence number seq.
 func encodeSlot(slot []byte, seq uint64, body []byte) error {
-	if len(body) > slotBytes-slotHeader {
+	if len(body) > len(slot)-slotHeader {
 		return fmt.Errorf("cannot encode record: %d bytes do not fit a slot", len(body))
 	}
 	copy(slot, slotMagic)
@@ -250,15 +319,16 @@ func encodeSlot(slot []byte, seq uint64, body []byte) error {
 // slotSum is the CRC-32 (IEEE) of the header (less the sum itself) and the body, half a byte at a time: hash/crc32 makes tables at the start
 // of each process that links it (25 us, measured), and this needs sixteen numbers.
 func slotSum(slot []byte, n int) uint32 {
-	sum := ^uint32(0)
-	for _, part := range [...][]byte{slot[:16], slot[slotHeader : slotHeader+n]} {
-		for _, b := range part {
-			sum ^= uint32(b)
-			sum = crcTable[sum&15] ^ sum>>4
-			sum = crcTable[sum&15] ^ sum>>4
-		}
+	return ^addSum(addSum(^uint32(0), slot[:16]), slot[slotHeader:slotHeader+n])
+}
+
+func addSum[T []byte | string](sum uint32, part T) uint32 {
+	for i := range len(part) {
+		sum ^= uint32(part[i])
+		sum = crcTable[sum&15] ^ sum>>4
+		sum = crcTable[sum&15] ^ sum>>4
 	}
-	return ^sum
+	return sum
 }
 
 // crcTable is what four bits contribute to a CRC-32 with the reversed polynomial 0xedb88320.
@@ -302,7 +372,7 @@ func slotBody(slot []byte) (body []byte, seq uint64, ok bool) {
 		return nil, 0, false
 	}
 	n := int(binary.LittleEndian.Uint32(slot[12:]))
-	if n > slotBytes-slotHeader || slotSum(slot, n) != binary.LittleEndian.Uint32(slot[16:]) {
+	if n > len(slot)-slotHeader || slotSum(slot, n) != binary.LittleEndian.Uint32(slot[16:]) {
 		return nil, 0, false
 	}
 	return slot[slotHeader : slotHeader+n], binary.LittleEndian.Uint64(slot[4:]), true
