@@ -339,7 +339,9 @@ func heirMain(will *daemonWill) int {
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // whatever could be read: this is no first daemon
 	m.inherit()
-	m.adoptAll()
+	if err := m.adoptAll(); err != nil {
+		return ready.fail(err) // the shims start another one
+	}
 	go m.accept()
 	m.loop()
 	return exitOK
