@@ -49,7 +49,8 @@ pump: log sys sys_log
 shim+spawn: codec visible wire sys command unit log supervise state history environ tree child pump
 daemon+api: visible wire value sys unit deps supervise state history tree
 render: visible wire log tree
-client: visible wire value sys unit log deps state tree api render
+why: visible wire sys unit supervise state history render
+client: visible wire value sys unit log deps state tree api render why
 main: visible wire sys state environ shim daemon api client
 `
 
