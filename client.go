@@ -1,7 +1,7 @@
 // Role: the client: verbs, flags, help, one conversation with the daemon, exit codes.
 // Runs in: client.
 // Owns: its connection and its two outputs.
-// Uses: visible, wire, value, sys, unit, log, deps, state, tree, api, upgrade, render.
+// Uses: visible, wire, value, sys, unit, log, deps, state, tree, api, upgrade, render, why.
 
 package main
 
@@ -1181,7 +1181,7 @@ func (c *client) runLogs() int {
 	}
 	var sources []logSource
 	for _, n := range names {
-		switch known, err := c.hasLog(n); {
+		switch known, err := c.hasTrace(n); {
 		case err != nil:
 			return c.fail(errorCode(err), fmt.Sprintf("cannot read log of %q: %v", n, err))
 		case !known:
@@ -1192,6 +1192,42 @@ func (c *client) runLogs() int {
 	err = c.showLogs(names, sources, q)
 	if err != nil && !errors.Is(err, syscall.EPIPE) { // the reader has seen enough
 		return c.fail(errorCode(err), err.Error())
+	}
+	return exitOK
+}
+
+// runWhy needs no daemon and starts none: what it tells lies in files.
+func (c *client) runWhy() int {
+	names, err := c.unitNames()
+	if err != nil {
+		return c.usage(err)
+	}
+	var answers []whyAnswer
+	for _, n := range names {
+		switch known, err := c.hasTrace(n); {
+		case err != nil:
+			return c.fail(errorCode(err), fmt.Sprintf("cannot read the records of %q: %v", n, err))
+		case !known:
+			return c.noUnit(n)
+		}
+		k, err := c.home.readWhy(n, c.dir)
+		if errors.Is(err, fs.ErrPermission) {
+			return c.fail(errorCode(err), fmt.Sprintf("cannot read the history of %q: %v", n, err))
+		} else if err != nil {
+			c.warn(fmt.Sprintf("cannot read the history of %q: %v", n, err))
+		}
+		k.now, k.zone = c.out.now, c.out.zone
+		answers = append(answers, k.answer(c.lines))
+	}
+	if c.json {
+		jsonArray(c.out, answers)
+		return exitOK
+	}
+	for i := range answers {
+		if i > 0 {
+			c.out.line()
+		}
+		c.out.whyScreen(&answers[i])
 	}
 	return exitOK
 }
@@ -1207,8 +1243,8 @@ func (c *client) logQuery(now time.Time) (q logQuery, err error) {
 	return q, nil
 }
 
-// hasLog: a log, a unit file or a record in run/. A unit that never wrote anything has an empty log.
-func (c *client) hasLog(name string) (known bool, err error) {
+// hasTrace: a log, a unit file or a record in run/. A unit that was never started has an empty log and history.
+func (c *client) hasTrace(name string) (known bool, err error) {
 	for _, path := range []string{c.home.logDir(name), unitPath(c.dir, name), c.home.runDir(name)} {
 		_, err := os.Stat(path)
 		if err == nil {
@@ -1502,6 +1538,11 @@ alone. A unit that does not run is started.`},
 time. ! marks lines of stderr, # marks gaps. On a terminal control characters
 are spelled out; anything else gets the bytes as they were written.
 T is "10min", "2h ago", "today", "yesterday", "2026-11-22 18:00" or RFC 3339.`},
+		{name: "why", args: needsNames, brief: "why a unit is in its state, and its last 50 events", run: (*client).runWhy, flags: []string{"lines"},
+			more: `Sentences, then what happened, oldest first, with cause, exit code or signal and
+delay; also what happened while no daemon ran. Read from the files, so it works
+without a daemon and starts none. Records of another boot are void.
+--json: an array of objects; docs/protocols.md lists their fields. Exit code 0.`},
 		{name: "enable", args: needsNames, brief: "start units whenever the daemon starts after a boot", run: (*client).runJobs},
 		{name: "disable", args: needsNames, brief: "undo enable; what runs goes on", run: (*client).runJobs},
 		{name: "reset-failed", args: needsNames, brief: "forget failures, restart delays and start limits of units", run: (*client).runJobs},

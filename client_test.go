@@ -167,6 +167,7 @@ verbs:
   restart        stop and start units, with the files as they are now
   reload         run ExecReload= of units
   logs           what units wrote, oldest first
+  why            why a unit is in its state, and its last 50 events
   enable         start units whenever the daemon starts after a boot
   disable        undo enable; what runs goes on
   reset-failed   forget failures, restart delays and start limits of units

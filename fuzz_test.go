@@ -709,6 +709,11 @@ func FuzzHistory(f *testing.F) {
 		if i < 0 || got[i].Time != 7 || utf8.ValidString(text) && len(by) < 16 && !strings.HasPrefix(text, got[i].Text) {
 			t.Errorf("%d: %+v", seq, got)
 		}
+		for i := range got {
+			if eventText(&got[i]) == "" && got[i].Kind != "" {
+				t.Errorf("%+v has no words", got[i])
+			}
+		}
 	})
 }
 

@@ -1,5 +1,5 @@
 // Role: the history of a service: a ring of its last events that a crash, or a full disk, leaves readable.
-// Runs in: shim; daemon for services that have no shim.
+// Runs in: shim, client; daemon for services that have no shim.
 // Owns: run/NAME/history; it has one writer, the holder of the lock beside it.
 // Uses: codec, wire, sys, state.
 

@@ -1,7 +1,7 @@
 // Role: tests of history.go: the ring of events; that no kill of a shim loses or doubles one.
 // Runs in: go test.
 // Owns: nothing.
-// Uses: wire, state, history, shim, campaign, edge, observe.
+// Uses: wire, state, history, shim, campaign, trial, edge, observe.
 
 package main
 
@@ -382,6 +382,30 @@ func TestHistoryObserver(t *testing.T) {
 	}
 }
 
+// briefKind crashes all the time.
+var briefKind = subjectKind{name: "brief", short: true, unit: `Restart = "always"
+RestartMaxDelaySec = 0.02
+ExecStart = "$SVC -lock $FILE.lock -print up -exit-after 20ms -code 1"`}
+
+// TestHistoryKilledAtEachWrite: the shim dies right before an event is written, and between the events and the state that counts them.
+func TestHistoryKilledAtEachWrite(t *testing.T) {
+	sc := &scenario{name: "a service that crashes all the time", kinds: []subjectKind{briefKind}, before: (*trial).startAll,
+		do: func(r *trial) {
+			s := r.subjects[0]
+			until := strings.Count(r.instances(s), "\n") + 6
+			r.until("it runs again and again", func() bool { return strings.Count(r.instances(s), "\n") >= until })
+		}}
+	for nth := 1; nth <= 4; nth++ {
+		for _, point := range []string{"history.write", "state.write"} {
+			t.Run(fmt.Sprintf("%s.%d", point, nth), func(t *testing.T) {
+				if !newTrial(t, sc, uint64(nth)).run(failOrder{roleShim, point, nth, actKill}) {
+					t.Error("nobody came to it")
+				}
+			})
+		}
+	}
+}
+
 // TestHistoryUnderKills: the shim of a service that crashes all the time is killed again and again, at any instant; the daemon now and then.
 func TestHistoryUnderKills(t *testing.T) {
 	h := newTestHome(t)
@@ -390,8 +414,7 @@ func TestHistoryUnderKills(t *testing.T) {
 		seed = uint64(time.Now().UnixNano()) % 1_000_000
 	}
 	c := campaignOf(h, seed)
-	kind := subjectKind{name: "brief", short: true, unit: "Restart = \"always\"\nRestartMaxDelaySec = 0.02\nExecStart = \"$SVC -lock $FILE.lock -print up -exit-after 20ms -code 1\""}
-	c.add(&kind, kind.name)
+	c.add(&briefKind, briefKind.name)
 	h.diakonos("start", "brief")
 	chance := rand.New(rand.NewPCG(seed, 1))
 	kills := 0

@@ -50,7 +50,8 @@ handover: codec sys
 shim+spawn+renew: codec visible wire sys command unit log supervise state history environ tree child pump handover
 daemon+api+upgrade: visible wire value sys unit deps supervise state history tree handover
 render: visible wire log tree
-client: visible wire value sys unit log deps state tree api upgrade render
+why: visible wire sys unit supervise state history render
+client: visible wire value sys unit log deps state tree api upgrade render why
 main: visible wire sys state environ handover shim daemon api client
 `
 

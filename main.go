@@ -14,7 +14,7 @@
 //	state history environ tree child pump  the home; what happened; who a service is; its processes; the stage; its output
 //	handover                             a process becomes another program
 //	shim spawn renew, daemon api upgrade the two loops
-//	render client main                   what people see
+//	render why client main               what people see
 //
 // On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state history unit.json shim.pid
 // main.pid shim.sock out err pump notify) and log/NAME/. docs/protocols.md tells what each file means, and the protocols P and L.

@@ -1285,6 +1285,9 @@ func TestOutOfMemoryResult(t *testing.T) {
 	d.main = false
 	d.feed(oom)
 	d.is(failed, resultTimeout)
+	if strings.Contains(d.told(), "oom") {
+		t.Errorf("our own SIGKILL is told as the kernel's: %s", d.told())
+	}
 	d = drive(t, `SuccessExitStatus=["KILL"]`).act("start")
 	d.main = false
 	d.feed(oom)
