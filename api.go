@@ -35,7 +35,8 @@ type session struct {
 	backlog []byte        // owned by loop: not given to the writer yet
 	out     chan []byte   // to the writer; one place. nil = there is none any more
 	written chan struct{} // closed after the last answer was written, or could not be
-	unsent  []byte        // the writer's, until written is closed: what could not be
+	unsent  []byte        // the writer's, until it has ended: what it could not write
+	kept    bool          // set before out is closed: the writer leaves the connection open, and says when it ends
 }
 
 // asker is one request that waits for jobs.
@@ -51,8 +52,7 @@ type asker struct {
 
 // accept takes connections until the listener is closed. Without descriptors, the reserve is given up for a moment, so that the client
 // gets an answer and nothing spins.
-func (m *manager) accept() {
-	l := m.listener
+func (m *manager) accept(l *os.File) {
 	for {
 		f, err := acceptFrom(l)
 		if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
@@ -62,7 +62,7 @@ func (m *manager) accept() {
 		}
 		switch {
 		case isTemporary(err): // no memory, or no descriptor even so: a daemon that never accepts again would hang its clients
-			time.AfterFunc(retryPause, m.accept)
+			time.AfterFunc(retryPause, func() { m.accept(l) })
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			m.inbox <- msgAcceptorRests{}
@@ -73,7 +73,7 @@ func (m *manager) accept() {
 			f.Close()
 			continue
 		}
-		m.serve(f)
+		m.inbox <- msgClient{newSession(f)}
 	}
 }
 
@@ -96,19 +96,13 @@ func (m *manager) turnAway(l *os.File) error {
 	return err
 }
 
-// serve reads requests from one client and writes to it.
-func (m *manager) serve(f *os.File) {
-	c := newSession(f)
-	m.inbox <- msgClient{c}
-	m.attend(c)
-}
-
 func newSession(f *os.File) *session {
 	return &session{conn: newConn(f), out: make(chan []byte, 1), written: make(chan struct{})}
 }
 
-// attend starts the two goroutines of a session, which own nothing else.
+// attend reads requests from one client and writes to it, in two goroutines that own nothing else.
 func (m *manager) attend(c *session) {
+	m.clients[c] = true
 	f, out := c.conn.f, c.out
 	go func() {
 		for b := range out {
@@ -122,6 +116,10 @@ func (m *manager) attend(c *session) {
 				break
 			}
 			m.inbox <- msgClientReads{c}
+		}
+		if c.kept {
+			m.inbox <- msgClientRests{c}
+			return
 		}
 		f.Close()
 		close(c.written)
@@ -175,7 +173,9 @@ func (c *session) give() {
 func (m *manager) dropClient(c *session) {
 	if m.clients[c] {
 		delete(m.clients, c)
-		close(c.out)
+		if c.out != nil {
+			close(c.out)
+		}
 	}
 }
 
@@ -787,6 +787,9 @@ func killAlone(h home, report func(jobLine)) error {
 	closeInherited(3) // shims start here
 	defer unix.Umask(unix.Umask(0o077))
 	m, err := managerWithLock(h, modeAuto, lock)
+	if err == nil {
+		err = m.openLog()
+	}
 	if err != nil {
 		return err
 	}
@@ -820,7 +823,7 @@ func killAlone(h home, report func(jobLine)) error {
 		close(ended)
 	}()
 	defer func() { <-ended }()
-	m.serve(answers) // it posts to the loop, whose inbox the shims may have filled
+	m.inbox <- msgClient{newSession(answers)}
 	reach("kill.ask")
 	if err := c.sendJSON(request{Proto: protocolVersion, Build: version, Verb: "kill"}); err != nil {
 		return err

@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: visible, wire, sys, unit, deps, supervise, state, history, tree, handover, api, upgrade.
+// Uses: visible, wire, sys, unit, deps, supervise, state, history, tree, succession, api, upgrade.
 
 package main
 
@@ -48,6 +48,7 @@ type manager struct {
 	log        int       // daemon.log, for shims and helpers
 	listener   *os.File
 	inbox      chan any
+	signals    chan os.Signal
 
 	// loop
 	own        ownLog
@@ -70,7 +71,7 @@ type manager struct {
 	parked     []msgRequest         // that came before all shims had said hello, or wait for a shim to end (`forget`)
 	adopting   map[*supervised]bool // those whose shims have not said hello since we started
 	reserve    int                  // descriptor that is given up to answer when there is no other
-	will       *daemonWill          // of the program that this process was before, until its jobs are resumed; nil = it is new
+	bequest    *bequest             // of the program that this process was before, until its jobs are resumed; nil = it is new
 	upgrade    *upgrade             // `daemon-upgrade` is under way
 }
 
@@ -191,20 +192,14 @@ func daemonMain(h home, serviceDir string) int {
 		return ready.fail(err)
 	}
 	ready.ok()
-	go m.accept()
+	go m.accept(m.listener)
 	m.loop()
 	return exitOK
 }
 
 func (m *manager) watchSignals() {
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(m.signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	signal.Ignore(syscall.SIGPIPE)
-	go func() {
-		for s := range signals {
-			m.inbox <- s
-		}
-	}()
 }
 
 // reporter tells the starter how the start went: through the ready pipe, or on stderr in the foreground.
@@ -256,14 +251,18 @@ func newManager(h home, mode string) (*manager, error) {
 	if err := h.makeRunRoot(); err != nil { // again: before we had the lock, a `kill` may have removed it
 		return nil, err
 	}
-	return managerWithLock(h, mode, lock)
+	m, err := managerWithLock(h, mode, lock)
+	if err != nil {
+		return nil, err
+	}
+	return m, m.openLog()
 }
 
 // managerWithLock makes the manager for who holds the home's lock.
 func managerWithLock(h home, mode string, lock int) (*manager, error) {
 	m := &manager{home: h, mode: mode, lock: lock, program: programOf("self"), started: bootNow(), startedAt: time.Now(), inbox: make(chan any, 256),
 		services: map[string]*supervised{}, broken: map[string]error{}, files: map[string]*file{}, shims: map[int]*supervised{}, helpers: map[int]bool{}, adopting: map[*supervised]bool{}, bereaved: map[*supervised]bool{},
-		clients: map[*session]bool{}, reserve: -1}
+		clients: map[*session]bool{}, reserve: -1, signals: make(chan os.Signal, 16)}
 	var err error
 	if m.boot, m.pidns, err = bootIdentity(); err != nil {
 		return nil, err
@@ -275,16 +274,26 @@ func managerWithLock(h home, mode string, lock int) (*manager, error) {
 	setOOMScore("-900") // best effort
 	m.findCgroup()
 	m.findWeaknesses()
+	return m, nil
+}
+
+// openLog opens daemon.log.
+func (m *manager) openLog() error {
 	reach("daemon.open-log")
-	m.log, err = openRetry(h.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
+	fd, err := openRetry(m.home.daemonLog(), unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_CLOEXEC|unix.O_NOFOLLOW|unix.O_NOCTTY, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open %s: %w", h.daemonLog(), err)
+		return fmt.Errorf("cannot open %s: %w", m.home.daemonLog(), err)
 	}
-	m.own.files = []int{m.log}
-	if mode != modeAuto {
+	m.writeTo(fd)
+	return nil
+}
+
+// writeTo has our messages written there, and in the foreground to stderr too.
+func (m *manager) writeTo(log int) {
+	m.log, m.own.files = log, []int{log}
+	if m.mode != modeAuto {
 		m.own.files = append(m.own.files, 2)
 	}
-	return m, nil
 }
 
 // takeHome takes the lock of a daemon that something else keeps alive: an auto-started one gives way, one of its own kind does not. One that
@@ -411,13 +420,22 @@ func kernelAtLeast(major, minor int) bool {
 
 func (m *manager) loop() {
 	for !m.ending {
-		m.handle(<-m.inbox)
+		m.handle(m.next())
 		for len(m.inbox) > 0 && !m.ending { // what came together is settled together
-			m.handle(<-m.inbox)
+			m.handle(m.next())
 		}
 		m.settle()
 	}
 	m.own.end()
+}
+
+func (m *manager) next() any {
+	select {
+	case msg := <-m.inbox:
+		return msg
+	case sig := <-m.signals:
+		return sig
+	}
 }
 
 // settle does what has come together in one round: new orders, and shims for them.
@@ -460,7 +478,7 @@ func (m *manager) handle(msg any) {
 			m.resume()
 		}
 	case msgClient:
-		m.clients[msg.c] = true
+		m.attend(msg.c)
 		if m.resting() {
 			m.putToRest(msg.c)
 		}
@@ -477,7 +495,7 @@ func (m *manager) handle(msg any) {
 	case msgClientRests:
 		m.writerRests(msg.c)
 	case msgAcceptorRests:
-		m.acceptorRests()
+		m.upgrade.rest.accepts = false
 	case msgUpgradeDue:
 		m.upgradeDue(msg.u)
 	}
@@ -519,7 +537,7 @@ func (m *manager) readAgain() {
 			m.say("%v", err)
 		} else {
 			old.Close()
-			go m.accept()
+			go m.accept(m.listener)
 		}
 	}
 	for name, e := range m.services {
@@ -641,7 +659,9 @@ func (m *manager) refreshGraph() {
 
 // submit installs what a demand asks for. Every wish is on disk before anything is done.
 func (m *manager) submit(d demand) submission {
-	d.NewID = func(string) string { return newJobID() }
+	if d.NewID == nil {
+		d.NewID = func(string) string { return newJobID() }
+	}
 	m.refreshGraph()
 	have := map[string]bool{}
 	for _, j := range m.jobs.list() {
@@ -719,6 +739,10 @@ func (m *manager) carryOut(o order) {
 		}
 	}
 	e.order = c
+	if e.record.Job.ID == c.id && e.record.Job.Outcome != "" { // a resumed one that has come to its end meanwhile
+		m.finish(e, resultOfOutcome(e.record.Job.Outcome), e.record.Job.Text)
+		return
+	}
 	if e.want.Job != w.Job || e.want.Verb != w.Verb {
 		if err := m.writeWant(e, w); err != nil && o.Verb != stopJob {
 			m.finish(e, jobFailed, err.Error())
@@ -727,7 +751,11 @@ func (m *manager) carryOut(o order) {
 			m.say("the stop of %q will not survive a crash: %v", e.name, err)
 		}
 	}
-	m.expectAnswer(e)
+	if e.hasAnswered() { // a resumed one that its shim works on: it says no more than how that ends
+		m.expectOutcome(e)
+	} else {
+		m.expectAnswer(e)
+	}
 	if e.link == nil {
 		m.startShim(e)
 		return
@@ -1062,7 +1090,7 @@ func (m *manager) handOver(e *supervised) error {
 			return err
 		}
 	}
-	fresh := m.adopting[e] && e.tries == 0 && m.will == nil // its predecessor was started by a daemon before us
+	fresh := m.adopting[e] && e.tries == 0 && m.bequest == nil // its predecessor was started by a daemon before us
 	reach("hand-over.hello")
 	err := e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
 	if err != nil || e.order == nil {
@@ -1107,12 +1135,13 @@ func (m *manager) onShim(msg msgShim) {
 		e.hello, e.met, e.tries, e.pause = true, time.Now(), 0, 0
 	}
 	if msg.f.State != nil {
+		e.child = e.child || msg.f.Op == opHello && isChild(msg.f.State.ShimPID) // of the program that we were before
 		m.onState(e, *msg.f.State)
 	}
 	switch msg.f.Op {
 	case opHello:
 		e.outdated = m.isOutdated(msg.f)
-		m.shimRenewed(e)
+		m.shimSaysHello(e)
 	case opUpgrade:
 		m.shimRefuses(e, msg.f.Error)
 	}
@@ -1412,7 +1441,7 @@ func (m *manager) adoptAll() error {
 	for _, name := range names {
 		m.adoptOne(name)
 	}
-	if m.will != nil {
+	if m.bequest != nil {
 		m.reap() // what ended while we became another program
 	}
 	m.stale = true
@@ -1446,7 +1475,7 @@ func (m *manager) adoptOne(name string) {
 			return
 		}
 	case m.needsShim(e, err):
-		if m.will != nil {
+		if m.bequest != nil {
 			m.bereaved[e] = true // its orphans are our children
 		}
 		m.startShim(e)
@@ -1487,20 +1516,43 @@ func (m *manager) resume() {
 			open[kind] = append(open[kind], name)
 		}
 	}
-	wishes := m.wishedJobs()
 	for _, kind := range []jobKind{stopJob, restartJob, startJob, reloadJob} {
 		if names := open[kind]; len(names) > 0 {
 			slices.Sort(names)
-			m.submit(demand{Kind: kind, Names: names, By: byUser, Origin: m.askedBy})
+			for _, a := range m.submit(demand{Kind: kind, Names: names, By: byUser, Origin: m.askedBy, NewID: m.resumedID}).Answers {
+				if a.Err != nil {
+					m.say("%v", a.Err)
+				}
+			}
 		}
 	}
-	m.resumeAskers(wishes)
+	m.resumeAskers()
 	m.checkBindings()
 	if m.firstOfBoot() {
 		m.startEnabled()
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
 	m.unpark()
+}
+
+// resumedID gives a resumed job the id that its wish has, so that a shim which works on it, or has done it meanwhile, knows it for the same.
+func (m *manager) resumedID(name string) string {
+	e := m.services[name]
+	if e == nil {
+		return newJobID()
+	}
+	whole, _, _ := strings.Cut(e.want.Job, "/")
+	switch e.openWish() {
+	case "":
+		return newJobID()
+	case restartJob:
+		return whole
+	case startJob:
+		if e.want.Then == verbStart { // the stop of a restart is done
+			return whole + "/" + verbStart
+		}
+	}
+	return e.want.Job
 }
 
 // askedBy tells who is behind the wish of a service.

@@ -158,8 +158,8 @@ func TestLastAnswers(t *testing.T) {
 	var heard []chan string
 	for range 3 {
 		ours, theirs := testPair(t)
-		m.serve(ours)
-		list = append(list, nextMessage[msgClient](t, m).c)
+		list = append(list, newSession(ours))
+		m.attend(list[len(list)-1])
 		all := make(chan string, 1)
 		go func() {
 			b, _ := io.ReadAll(theirs)
@@ -168,7 +168,6 @@ func TestLastAnswers(t *testing.T) {
 		heard = append(heard, all)
 	}
 	for _, c := range list {
-		m.clients[c] = true
 		m.send(c, reply{Warn: strings.Repeat("x", 1<<19)}) // more than a socket holds
 		m.done(c, exitOK, "")
 	}

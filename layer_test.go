@@ -46,13 +46,13 @@ environ: wire sys command unit state
 tree: wire sys state
 child: wire sys
 pump: log sys sys_log
-handover: codec sys
-shim+spawn+renew: codec visible wire sys command unit log supervise state history environ tree child pump handover
-daemon+api+upgrade: visible wire value sys unit deps supervise state history tree handover
+succession: codec sys
+shim+spawn+renew: codec visible wire sys command unit log supervise state history environ tree child pump succession
+daemon+api+upgrade: visible wire value sys unit deps supervise state history tree succession
 render: visible wire log tree
 why: visible wire sys unit supervise state history render
 client: visible wire value sys unit log deps state tree api upgrade render why
-main: visible wire sys state environ handover shim daemon api client
+main: visible wire sys state environ succession shim daemon api client
 `
 
 // pureFiles compute only: nothing of the machine, no clock.

@@ -12,7 +12,7 @@
 //	command unit log                     command lines; unit files; log records
 //	deps supervise                       pure: jobs and order; the state machine of a service
 //	state history environ tree child pump  the home; what happened; who a service is; its processes; the stage; its output
-//	handover                             a process becomes another program
+//	succession                           a process becomes another program
 //	shim spawn renew, daemon api upgrade the two loops
 //	render why client main               what people see
 //
@@ -26,7 +26,7 @@
 // Role: the personality table.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: visible, wire, sys, state, environ, handover, shim, daemon, client.
+// Uses: visible, wire, sys, state, environ, succession, shim, daemon, client.
 package main
 
 import (
@@ -99,7 +99,7 @@ func diakonosMain(args []string) int {
 }
 
 func diakonosdMain(args []string) int {
-	if os.Getenv(startedVariable) != "" || os.Getenv(handoverVariable) != "" { // started by one of us: no flags, and no time to lose
+	if os.Getenv(startedVariable) != "" || os.Getenv(willVariable) != "" { // started by one of us: no flags, and no time to lose
 		return daemonMain(home{os.Getenv(homeVariable)}, "")
 	}
 	return diakonosMain(append([]string{"daemon"}, args...))

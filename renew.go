@@ -1,7 +1,7 @@
 // Role: the shim becomes another program, with its PID and its children: when it may, what it brings to rest before, what it hands over.
 // Runs in: shim.
 // Owns: nothing beside what shim.go owns.
-// Uses: wire, sys, state, supervise, handover, shim.
+// Uses: wire, sys, state, supervise, succession, shim.
 
 package main
 
@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -103,33 +104,49 @@ func (s *shim) linkEnded(m msgClosed) bool {
 	return false
 }
 
-// become becomes the other program, or tells the daemon why not.
+// become becomes the other program. What cannot be is refused before anything is given up; should the exec itself fail, it becomes its own
+// program anew, and that tells why.
 func (s *shim) become() {
 	x, err := s.succession()
-	if err == nil {
-		s.own.end()
-		err = x.carryOut()
-		s.own = ownLog{files: s.own.files}
+	if err == nil && !s.own.end() {
+		err = errors.New("a message cannot be written: the disk hangs, and would hold up the exec")
 	}
+	s.own = ownLog{files: s.own.files}
+	if err != nil {
+		s.postponeRenewal()
+		s.renewal = renewal{}
+		s.refuseRenewal(err.Error())
+		return
+	}
+	err = x.carryOut()
+	x.will.(*shimWill).Refused, x.program = err.Error(), selfExe()
+	err = x.carryOut()
 	s.warn("%v", err)
-	s.postponeRenewal()
-	s.renewal = renewal{}
+	s.own.end()
+	os.Exit(exitFailed) // the daemon replaces us
+}
+
+func (s *shim) refuseRenewal(why string) {
+	s.warn("it does not become another program: %s", why)
+	if s.daemon == nil {
+		return
+	}
 	reach("shim.refuse")
-	if s.daemon.send(shimFrame{Op: opUpgrade, Error: err.Error()}) != nil {
+	if s.daemon.send(shimFrame{Op: opUpgrade, Error: why}) != nil {
 		_ = unix.Shutdown(int(s.daemon.f.Fd()), unix.SHUT_RDWR) // its reader tells us that it is closed
 	}
 }
 
-func (s *shim) succession() (succession, error) {
+func (s *shim) succession() (x succession, err error) {
 	st, err := trustedProgram(s.renewal.program)
 	if err == nil && s.renewal.inode != 0 && st.Ino != s.renewal.inode {
 		err = fmt.Errorf("cannot use program %s: it was replaced meanwhile", s.renewal.program)
 	}
 	if err != nil {
-		return succession{}, err
+		return x, err
 	}
-	w := shimWill{Version: protocolVersion, Build: version, LockFD: s.lock, Adopted: s.adopted, DaemonFD: int(s.daemon.f.Fd()),
-		Unread: hex.EncodeToString(s.daemon.buf), Received: s.daemon.fds}
+	w := shimWill{Version: protocolVersion, Build: version, LockFD: s.lock, StateFD: s.state.fd, Adopted: s.adopted,
+		DaemonFD: int(s.daemon.f.Fd()), Unread: hex.EncodeToString(s.daemon.buf), Received: s.daemon.fds}
 	if s.listener != nil {
 		w.ListenerFD = int(s.listener.Fd())
 	}
@@ -141,11 +158,11 @@ func (s *shim) succession() (succession, error) {
 	}
 	if s.pump != nil {
 		if w.OutputFDs, err = s.pump.outputs(); err != nil {
-			return succession{}, err
+			return x, err
 		}
 	}
-	x := succession{program: s.renewal.program, argv: shimArguments(s.name), env: bare(os.Environ()), will: &w}
-	for _, fd := range append(append([]int{w.LockFD, w.ListenerFD, w.DaemonFD, w.MainFD, w.NotifyFD}, w.Received...), w.OutputFDs...) {
+	x = succession{program: s.renewal.program, argv: shimArguments(s.name), env: bare(os.Environ()), will: &w}
+	for _, fd := range slices.Concat([]int{w.LockFD, w.StateFD, w.ListenerFD, w.DaemonFD, w.MainFD, w.NotifyFD}, w.Received, w.OutputFDs) {
 		if fd > 0 {
 			x.keep = append(x.keep, fd)
 		}

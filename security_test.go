@@ -802,9 +802,9 @@ func roguePanic(serviceDir string) {
 	m.watchSignals()
 	check(m.announceSelf())
 	m.adoptAll()
-	go m.accept()
+	go m.accept(m.listener)
 	for !m.ending { // loop, with what is spoilt put right afterwards
-		msg := <-m.inbox
+		msg := m.next()
 		if r, ok := msg.(msgRequest); ok && r.r.Build == "spoil" {
 			jobs, files := m.jobs, m.files
 			m.jobs, m.files, m.services["spoilt"] = nil, nil, nil

@@ -1,7 +1,7 @@
 // Role: the shim (`diakonos-run NAME`): supervisor of one service. It carries out the effects of the state machine.
 // Runs in: shim; detachMain in the helper that starts a batch of shims.
 // Owns: run/NAME while it holds its lock: state, history, shim.pid, main.pid, shim.sock, FIFOs, cgroup; all processes of the service.
-// Uses: codec, visible, wire, sys, unit, log, supervise, state, history, environ, tree, child, pump, handover, spawn, renew.
+// Uses: codec, visible, wire, sys, unit, log, supervise, state, history, environ, tree, child, pump, succession, spawn, renew.
 
 package main
 
@@ -235,7 +235,9 @@ func (s *shim) takePlace() (err error) {
 	if err = rewriteFile("shim.pid", pidFileText(os.Getpid())); err != nil {
 		s.warn("%v", err) // a full disk must not keep a service unsupervised
 	}
-	if s.state, err = openRecord("state"); err != nil {
+	if s.will.StateFD != 0 { // its disk may be read-only by now
+		s.state = openedRecord(s.will.StateFD)
+	} else if s.state, err = openRecord("state"); err != nil {
 		return err
 	}
 	s.history = historyFile{path: "history", boot: s.boot}
@@ -330,6 +332,9 @@ func (s *shim) open() error {
 	}
 	s.greetDaemon()
 	s.settle()
+	if s.will.Refused != "" {
+		s.refuseRenewal(s.will.Refused)
+	}
 	return nil
 }
 
@@ -794,8 +799,9 @@ func (s *shim) settle() {
 		s.dropCgroup()
 		s.svc.ShimPID = 0 // who hears of the job's end sees that no shim is left
 	}
-	s.save()
-	s.renew()
+	if s.save() == nil { // else the records do not tell a successor all
+		s.renew()
+	}
 	s.armTimer()
 }
 

@@ -269,11 +269,16 @@ func openRecord(path string) (*recordFile, error) {
 	if err != nil {
 		return nil, err
 	}
+	return openedRecord(fd), nil
+}
+
+// openedRecord goes on with a record that is open for writing.
+func openedRecord(fd int) *recordFile {
 	r := &recordFile{fd: fd, room: make([]byte, 2*slotBytes)}
 	if n, err := sysPread(fd, r.room, 0); err == nil {
 		_, r.seq, _ = newestSlot(r.room[:n]) // unreadable slots: begin at 0, both are overwritten
 	}
-	return r, nil
+	return r
 }
 
 // openSlots opens a file of slots and allocates those of a new one, so that a later write needs no space.

@@ -230,20 +230,21 @@ func (t tree) withoutOurs(pids []int) (list []int, wrong error) {
 	return list, wrong
 }
 
-// isOurs: a daemon or shim of this home. Its name may be anybody's; its working directory and PID file are not.
+// isOurs: a daemon or shim of this home. Its name may be anybody's; its working directory and PID file are not. One that has just become another
+// program has the name of that file for a moment.
 func (t tree) isOurs(pid int, comm string) bool {
-	switch comm {
-	case daemonName:
-		return t.home.isDaemon(pid)
-	case shimName:
-		dir, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
-		if err != nil {
-			return false
-		}
-		b, _ := readSmall(dir + "/shim.pid")
-		return parsePIDFile(b) == pid && t.inRunRoot(dir)
+	if !strings.HasPrefix(comm, "diakonos") {
+		return false
 	}
-	return false
+	if comm != shimName && t.home.isDaemon(pid) {
+		return true
+	}
+	dir, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
+	if err != nil {
+		return false
+	}
+	b, _ := readSmall(dir + "/shim.pid")
+	return parsePIDFile(b) == pid && t.inRunRoot(dir)
 }
 
 func (t tree) inRunRoot(dir string) bool {

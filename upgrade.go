@@ -1,16 +1,18 @@
 // Role: `daemon-upgrade`: the daemon becomes another program and keeps its clients, their jobs, and what it holds; then every shim does.
 // Runs in: daemon.
 // Owns: nothing beside what daemon.go and api.go own.
-// Uses: wire, sys, deps, supervise, state, handover, daemon, api.
+// Uses: wire, sys, deps, supervise, state, succession, daemon, api.
 
 package main
 
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,15 +29,13 @@ const (
 	restPatience    = 2 * time.Second  // for shims that are just coming up, before the daemon becomes the other program
 )
 
-// upgrade is a `daemon-upgrade` under way. Its first part ends with an exec, so rest and the other fields are never in use at once.
+// upgrade is a `daemon-upgrade` under way: first the daemon comes to rest and becomes the other program, then that has the shims follow.
 type upgrade struct {
 	program string
+	id      programID
 	askers  []*asker
-	rest    *rest
-
-	queue []*supervised             // shims that are to be told
-	told  map[*supervised]time.Time // and that were
-	timer *time.Timer
+	rest    *rest      // the first part
+	shims   *followers // the second one
 }
 
 // rest is the daemon before its exec: nothing more is read from clients, nor written to them.
@@ -45,22 +45,39 @@ type rest struct {
 	until   time.Time // for shims that come up
 }
 
-// restingClient is a client whose connection is kept, by a second descriptor.
+// restingClient is a client whose connection is kept.
 type restingClient struct {
 	session       *session
-	fd            int
 	reads, writes bool // its goroutines have not ended yet
+}
+
+// followers are the shims that are to become the program too.
+type followers struct {
+	queue []*supervised             // to be told
+	told  map[*supervised]time.Time // told, or not known yet: they have not said hello
+	timer *time.Timer
+}
+
+// bequest is what the program before this one has left, and the sessions of its clients.
+type bequest struct {
+	will     *daemonWill
+	sessions []*session
 }
 
 // ---- asking
 
 func (m *manager) answerUpgrade(c *session, r request) {
+	st, err := trustedProgram(r.Program)
+	id := programID{st.Dev, st.Ino}
 	switch {
 	case m.killer != nil:
 		m.done(c, exitFailed, "`diakonos kill` is under way")
 		return
-	case m.upgrade != nil && m.upgrade.program != r.Program:
-		m.done(c, exitFailed, "an upgrade to "+m.upgrade.program+" is under way")
+	case err != nil:
+		m.done(c, exitFailed, err.Error())
+		return
+	case m.upgrade != nil && m.upgrade.id != id:
+		m.done(c, exitFailed, "an upgrade to another program is under way: "+m.upgrade.program)
 		return
 	}
 	a := &asker{c: c, verb: r.Verb}
@@ -68,13 +85,16 @@ func (m *manager) answerUpgrade(c *session, r request) {
 		m.upgrade.askers = append(m.upgrade.askers, a)
 		return
 	}
-	st, err := trustedProgram(r.Program)
+	if !m.own.end() {
+		err = errors.New("a message cannot be written: the disk hangs, and would hold up the exec")
+	}
+	m.own = ownLog{files: m.own.files}
 	if err != nil {
 		m.done(c, exitFailed, err.Error())
 		return
 	}
-	m.upgrade = &upgrade{program: r.Program, askers: []*asker{a}}
-	if m.program == (programID{st.Dev, st.Ino}) {
+	m.upgrade = &upgrade{program: r.Program, id: id, askers: []*asker{a}}
+	if m.program == id {
 		m.tellUpgrade(jobLine{Outcome: outcomeSkipped, Text: "it runs this program already", MainPID: os.Getpid()})
 		m.renewShims()
 		return
@@ -98,8 +118,8 @@ func (m *manager) endUpgrade(why string) {
 		return
 	}
 	m.upgrade = nil
-	if u.timer != nil {
-		u.timer.Stop()
+	if u.shims != nil {
+		u.shims.timer.Stop()
 	}
 	for _, a := range u.askers {
 		if why != "" {
@@ -125,21 +145,11 @@ func (m *manager) comeToRest() {
 }
 
 func (m *manager) putToRest(c *session) {
-	x := &restingClient{session: c, reads: true, writes: true}
-	var err error
-	if x.fd, err = unix.FcntlInt(c.conn.f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		m.say("a client is lost, for its connection cannot be kept: %v", err)
-		m.dropClient(c)
-		return
-	}
-	m.upgrade.rest.clients = append(m.upgrade.rest.clients, x)
+	m.upgrade.rest.clients = append(m.upgrade.rest.clients, &restingClient{session: c, reads: true, writes: true})
 	_ = c.conn.f.SetDeadline(time.Unix(1, 0))
+	c.kept = true
 	close(c.out)
 	c.out = nil
-	go func() {
-		<-c.written
-		m.inbox <- msgClientRests{c}
-	}()
 }
 
 func (m *manager) restingClient(c *session) *restingClient {
@@ -168,17 +178,9 @@ func (m *manager) writerRests(c *session) {
 	}
 }
 
-func (m *manager) acceptorRests() {
-	if m.resting() {
-		m.upgrade.rest.accepts = false
-		return
-	}
-	go m.accept() // it has seen the deadline of an upgrade that was given up
-}
-
 // checkRest becomes the other program once all is at rest, and no shim is on its way up: of that the disk may not know yet.
 func (m *manager) checkRest() {
-	if !m.resting() || m.upgrade.rest.accepts {
+	if m.ending || !m.resting() || m.upgrade.rest.accepts {
 		return
 	}
 	for _, x := range m.upgrade.rest.clients {
@@ -198,38 +200,30 @@ func (m *manager) checkRest() {
 
 // ---- the exec
 
-// becomeHeir becomes the other program. If that fails, the clients are attended to again.
+// becomeHeir becomes the other program. Should that fail, it becomes its own program anew, which then has all that the other one would have
+// had, and tells why. A signal that has come meanwhile is handled first.
 func (m *manager) becomeHeir() {
 	will := m.makeWill()
 	m.own.end()
-	err := succession{program: m.upgrade.program, argv: []string{daemonName}, env: os.Environ(), keep: will.descriptors(), will: will}.carryOut()
 	m.own = ownLog{files: m.own.files}
+	x := succession{program: m.upgrade.program, argv: []string{daemonName}, env: os.Environ(), keep: will.descriptors(), will: will,
+		hold: m.holdSignals}
+	err := x.carryOut()
+	if err == errHeld { // the loop takes it, and then comes back to this
+		m.watchSignals()
+		m.reap()
+		return
+	}
+	will.Refused, x.program, x.hold = err.Error(), selfExe(), nil
+	err = x.carryOut()
 	m.say("%v", err)
-	m.arise()
-	m.endUpgrade(err.Error())
+	m.ending = true // the shims start another one
 }
 
-// arise undoes comeToRest: each client has a new session.
-func (m *manager) arise() {
-	old := m.upgrade.rest
-	m.upgrade.rest = nil
-	renewed := map[*session]*session{}
-	for _, x := range old.clients {
-		w := x.leave()
-		renewed[x.session] = m.attendAgain(&w)
-		delete(m.clients, x.session)
-	}
-	for i := range m.parked {
-		m.parked[i].c = renewed[m.parked[i].c]
-	}
-	for a := range m.askers() {
-		a.c = renewed[a.c]
-	}
-	for _, a := range m.upgrade.askers {
-		a.c = renewed[a.c]
-	}
-	_ = m.listener.SetReadDeadline(time.Time{})
-	go m.accept()
+// holdSignals ends the handling of signals, which are blocked. false: one was handled before, and waits to be heard.
+func (m *manager) holdSignals() bool {
+	signal.Stop(m.signals) // until it returns, some may still come
+	return len(m.signals) == 0
 }
 
 // askers are the requests that wait for jobs, with what each waits for.
@@ -250,7 +244,7 @@ func (m *manager) askers() map[*asker][]waitWill {
 // makeWill writes down what neither shims nor disk know.
 func (m *manager) makeWill() *daemonWill {
 	w := &daemonWill{Version: protocolVersion, Build: version, Home: m.home.path, Mode: m.mode, ServiceDir: m.serviceDir, LockFD: m.lock,
-		ListenerFD: int(m.listener.Fd())}
+		LogFD: m.log, ListenerFD: int(m.listener.Fd())}
 	for name, e := range m.services {
 		s := serviceWill{Name: name, Exits: e.exits, Gone: e.gone}
 		for label, fd := range e.held {
@@ -296,12 +290,12 @@ func (m *manager) makeWill() *daemonWill {
 // leave is what a client at rest leaves: what was read of it and is no request yet, and what was not sent.
 func (x *restingClient) leave() clientWill {
 	c := x.session
-	return clientWill{FD: x.fd, Unread: hex.EncodeToString(c.conn.buf), Unsent: hex.EncodeToString(slices.Concat(c.unsent, c.backlog))}
+	return clientWill{FD: int(c.conn.f.Fd()), Unread: hex.EncodeToString(c.conn.buf), Unsent: hex.EncodeToString(slices.Concat(c.unsent, c.backlog))}
 }
 
 // descriptors are those that a will names.
 func (w *daemonWill) descriptors() []int {
-	fds := []int{w.LockFD, w.ListenerFD}
+	fds := []int{w.LockFD, w.LogFD, w.ListenerFD}
 	for _, s := range w.Services {
 		fds = append(fds, s.HeldFDs...)
 	}
@@ -326,7 +320,8 @@ func heirMain(will *daemonWill) int {
 	if err != nil {
 		return ready.fail(err)
 	}
-	m.will, m.serviceDir = will, will.ServiceDir
+	m.writeTo(will.LogFD)
+	m.serviceDir = will.ServiceDir
 	m.listener = inherited(will.ListenerFD, socketName)
 	if m.listener == nil || sysAccess(h.path+"/"+socketName, unix.F_OK) != nil { // it may have been deleted just before
 		if err := m.listen(); err != nil {
@@ -338,186 +333,180 @@ func heirMain(will *daemonWill) int {
 		m.say("%v", err) // the record of the program before us stands, and names this process
 	}
 	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // whatever could be read: this is no first daemon
-	m.inherit()
+	m.inherit(will)
 	if err := m.adoptAll(); err != nil {
 		return ready.fail(err) // the shims start another one
 	}
-	go m.accept()
+	go m.accept(m.listener)
 	m.loop()
 	return exitOK
 }
 
 // inherit takes what was held for shims, and the connections of clients, whose requests wait until all shims have said hello.
-func (m *manager) inherit() {
-	for _, s := range m.will.Services {
+func (m *manager) inherit(will *daemonWill) {
+	for _, s := range will.Services {
 		e := m.entry(s.Name)
 		e.exits, e.gone = s.Exits, s.Gone
 		for i, fd := range s.HeldFDs[:min(len(s.HeldFDs), len(s.Labels))] {
 			e.keep(s.Labels[i], fd)
 		}
 	}
-	sessions := make([]*session, len(m.will.Clients))
-	for i := range m.will.Clients {
-		sessions[i] = m.attendAgain(&m.will.Clients[i])
-	}
-	m.upgrade = &upgrade{}
-	for _, w := range m.will.Askers {
-		if w.Client < 0 || w.Client >= len(sessions) {
-			continue
-		}
-		if w.Verb == upgradeVerb {
-			m.upgrade.askers = append(m.upgrade.askers, &asker{c: sessions[w.Client], verb: w.Verb})
-		}
-	}
-	m.upgrade.program, _ = os.Readlink(ownLink)
-	if m.upgrade.program == "" {
-		m.upgrade.program = os.Getenv(binaryVariable)
-	}
-	for i, w := range m.will.Clients {
-		for _, text := range w.Requests {
+	m.bequest = &bequest{will: will}
+	for i := range will.Clients {
+		c := m.attendAgain(&will.Clients[i])
+		m.bequest.sessions = append(m.bequest.sessions, c)
+		for _, text := range will.Clients[i].Requests {
 			var r request
 			if err := json.Unmarshal([]byte(text), &r); err != nil {
-				m.done(sessions[i], exitFailed, fmt.Sprintf("internal error: cannot read a request that was handed over: %v", err))
+				m.done(c, exitFailed, fmt.Sprintf("internal error: cannot read a request that was handed over: %v", err))
 				continue
 			}
-			m.parked = append(m.parked, msgRequest{sessions[i], r})
+			m.parked = append(m.parked, msgRequest{c, r})
 		}
 	}
 }
 
 // attendAgain makes a session for a client whose connection was kept.
 func (m *manager) attendAgain(w *clientWill) *session {
-	c := newSession(os.NewFile(uintptr(w.FD), "client")) // without a poller for it there would be none for the daemon's own either
+	c := newSession(os.NewFile(uintptr(w.FD), "client")) // without a poller for it there would be none for the daemon's own socket either
 	c.conn.buf, _ = hex.DecodeString(w.Unread)
 	c.backlog, _ = hex.DecodeString(w.Unsent)
-	m.clients[c] = true
 	m.attend(c)
 	c.give()
 	return c
 }
 
-// wishedJobs are the jobs of the wishes that open ones begin with, by unit, before they get new jobs.
-func (m *manager) wishedJobs() map[string]string {
-	if m.will == nil {
-		return nil
-	}
-	wishes := map[string]string{}
-	for name, e := range m.services {
-		if e.openWish() != "" {
-			wishes[name] = e.want.Job
-		}
-	}
-	return wishes
-}
-
 // resumeAskers goes on with the requests of the program before this one, whose open wishes have jobs again: each waits for these, or hears
 // how its job has ended meanwhile. Then the shims follow.
-func (m *manager) resumeAskers(wishes map[string]string) {
-	if m.will == nil {
+func (m *manager) resumeAskers() {
+	if m.bequest == nil {
 		return
 	}
-	will := m.will
-	m.will = nil
-	byFD := map[int]*session{}
-	for c := range m.clients {
-		byFD[int(c.conn.f.Fd())] = c
-	}
+	will, sessions := m.bequest.will, m.bequest.sessions
+	m.bequest = nil
 	for _, name := range will.Reloads {
 		if !m.jobs.reloadAfter(name, byUser, newJobID()) {
 			m.submit(demand{Kind: reloadJob, Names: []string{name}, By: byUser})
 		}
 	}
+	u := &upgrade{program: ownProgram(), id: m.program}
 	for _, w := range will.Askers {
-		if w.Verb == upgradeVerb || w.Client < 0 || w.Client >= len(will.Clients) {
+		if w.Client < 0 || w.Client >= len(sessions) {
 			continue
 		}
-		a := &asker{c: byFD[will.Clients[w.Client].FD], verb: w.Verb, failed: w.Failed, errors: w.Errors, hints: w.Hints, code: w.Code}
+		a := &asker{c: sessions[w.Client], verb: w.Verb, failed: w.Failed, errors: w.Errors, hints: w.Hints, code: w.Code}
+		if w.Verb == upgradeVerb {
+			u.askers = append(u.askers, a)
+			continue
+		}
 		a.pending = len(w.Jobs) + 1 // until all are in
 		for _, x := range w.Jobs {
-			m.resumeWait(a, x, wishes)
+			m.resumeWait(a, x)
 		}
 		a.pending--
 		m.finishAsker(a)
+	}
+	m.upgrade = u
+	if will.Refused != "" {
+		m.say("it does not become another program: %s", will.Refused)
+		m.endUpgrade(will.Refused)
+		return
 	}
 	m.tellUpgrade(jobLine{Outcome: outcomeDone, MainPID: os.Getpid(), Text: "version " + version})
 	m.renewShims()
 }
 
-// resumeWait lets a wait for the job that its unit's wish has now, or ends the wait.
-func (m *manager) resumeWait(a *asker, x waitWill, wishes map[string]string) {
-	j := m.jobs.job(x.Unit)
-	open := strings.HasPrefix(wishes[x.Unit], x.Job) && wishes[x.Unit] != ""
-	if x.Verb == verbReload && !open { // it has waited for another job, and does again
-		for ; j != nil && j.then != nil; j = j.then {
-		}
-		open = j != nil && j.Kind == reloadJob
+// ownProgram is the path of the program that this process runs.
+func ownProgram() string {
+	if path, err := os.Readlink(ownLink); err == nil {
+		return path
 	}
-	if j != nil && open {
-		j.hear(waiter{a, x.Anchor})
-		return
+	return selfExe()
+}
+
+// resumeWait lets a wait for the job that it has waited for, or ends the wait.
+func (m *manager) resumeWait(a *asker, x waitWill) {
+	same := func(id string) bool { return id == x.Job || strings.HasPrefix(id, x.Job+"/") } // also one stage of a restart
+	for j := m.jobs.job(x.Unit); j != nil; j = j.then {
+		if same(j.ID) || x.Verb == verbReload && j.Kind == reloadJob && j.then == nil { // that one has waited for another job, and does again
+			j.hear(waiter{a, x.Anchor})
+			return
+		}
 	}
 	e := m.entry(x.Unit)
-	l := jobLine{Unit: x.Unit, Verb: x.Verb, Outcome: outcomeCanceled, Text: "another command has replaced it", MainPID: e.record.Main.PID}
+	l := jobLine{Unit: x.Unit, Verb: x.Verb, Outcome: outcomeFailed, Text: "it could not be taken up again; see " + m.home.daemonLog(),
+		MainPID: e.record.Main.PID}
 	switch {
-	case strings.HasPrefix(e.record.Job.ID, x.Job) && e.record.Job.Outcome != "":
+	case same(e.record.Job.ID) && e.record.Job.Outcome != "":
 		l.Outcome, l.Text = e.record.Job.Outcome, e.record.Job.Text
-	case open && (x.Verb == verbStart && m.isUp(x.Unit) || x.Verb == verbStop && m.isDown(x.Unit)):
+	case x.Verb == verbStart && m.isUp(x.Unit), x.Verb == verbStop && m.isDown(x.Unit):
 		l.Outcome, l.Text = outcomeDone, ""
-	case open:
-		l.Outcome, l.Text = outcomeFailed, "it could not be taken up again; see "+m.home.daemonLog()
 	}
 	m.answerJob(a, x.Anchor, l)
 }
 
 // ---- the shims
 
-// isOutdated: the shim that says hello runs another program than we do.
+// isOutdated: the shim that says hello runs another program than we do. Where its process cannot be seen, its build tells.
 func (m *manager) isOutdated(hello shimFrame) bool {
-	pid := 0
-	if hello.State != nil {
-		pid = hello.State.ShimPID
+	other := programID{}
+	if s := hello.State; s != nil && s.ShimPID != 0 && s.PIDNS == m.pidns {
+		other = programOf(strconv.Itoa(s.ShimPID))
 	}
-	other := programOf(strconv.Itoa(pid))
-	if pid == 0 || other == (programID{}) || m.program == (programID{}) {
+	if other == (programID{}) || m.program == (programID{}) {
 		return hello.Build != version
 	}
 	return other != m.program
 }
 
 // renewShims tells the shims to become the program that we are, so many at a time: a service is not read from for the moment that takes.
+// Those that have not said hello yet are told when they do.
 func (m *manager) renewShims() {
 	u := m.upgrade
-	u.told = map[*supervised]time.Time{}
+	u.shims = &followers{told: map[*supervised]time.Time{}}
 	for _, e := range m.services {
-		if e.hello && e.outdated {
-			u.queue = append(u.queue, e)
+		switch {
+		case e.hello && e.outdated:
+			u.shims.queue = append(u.shims.queue, e)
+		case !e.hello && (e.link != nil || e.later) && lockIsTaken(m.home.runDir(e.name)):
+			u.shims.told[e] = time.Now()
 		}
 	}
-	slices.SortFunc(u.queue, byName)
-	u.timer = time.AfterFunc(upgradePatience, func() { m.inbox <- msgUpgradeDue{u} })
-	m.tellShims(shimBatch)
+	slices.SortFunc(u.shims.queue, byName)
+	u.shims.timer = time.AfterFunc(upgradePatience, func() { m.inbox <- msgUpgradeDue{u} })
+	m.tellShims()
 }
 
-// tellShims has at most so many at work on it, and ends the upgrade when there is none left.
-func (m *manager) tellShims(most int) {
-	u := m.upgrade
-	for len(u.queue) > 0 && len(u.told) < most {
-		e := u.queue[0]
-		u.queue = u.queue[1:]
+func byName(a, b *supervised) int { return strings.Compare(a.name, b.name) }
+
+// tellShims has at most one batch at work on it, and ends the upgrade when there is none left.
+func (m *manager) tellShims() {
+	s := m.upgrade.shims
+	for len(s.queue) > 0 && len(s.told) < shimBatch {
+		e := s.queue[0]
+		s.queue = s.queue[1:]
 		if e.hello && e.outdated {
-			u.told[e] = time.Now()
-			m.poke(e, shimFrame{Op: opUpgrade, Program: u.program, Inode: m.program.ino})
+			s.told[e] = time.Now()
+			m.tellShim(e)
 		}
 	}
-	if len(u.told) == 0 {
+	if len(s.told) == 0 {
 		m.endUpgrade("")
 	}
 }
 
-// shimRenewed: a shim has said hello. One that still runs another program has said it for another reason.
-func (m *manager) shimRenewed(e *supervised) {
-	if !e.outdated {
+func (m *manager) tellShim(e *supervised) {
+	m.poke(e, shimFrame{Op: opUpgrade, Program: m.upgrade.program, Inode: m.program.ino})
+}
+
+// shimSaysHello: it has become the program, or has to be told, for it could not be before.
+func (m *manager) shimSaysHello(e *supervised) {
+	switch {
+	case m.upgrade == nil || m.upgrade.shims == nil:
+	case !e.outdated:
 		m.settleShim(e, outcomeDone, "")
+	case !m.upgrade.shims.told[e].IsZero():
+		m.tellShim(e)
 	}
 }
 
@@ -529,30 +518,34 @@ func (m *manager) shimRefuses(e *supervised, why string) {
 func (m *manager) shimEnded(e *supervised) { m.settleShim(e, outcomeSkipped, "it has ended") }
 
 func (m *manager) settleShim(e *supervised, outcome, text string) {
-	if m.upgrade == nil {
+	if m.upgrade == nil || m.upgrade.shims == nil {
 		return
 	}
-	began, told := m.upgrade.told[e]
+	s := m.upgrade.shims
+	began, told := s.told[e]
 	if !told {
 		return
 	}
-	delete(m.upgrade.told, e)
+	delete(s.told, e)
 	m.tellUpgrade(jobLine{Unit: e.name, Outcome: outcome, Text: text, MainPID: e.record.Main.PID, Millis: time.Since(began).Milliseconds()})
-	m.upgrade.timer.Reset(upgradePatience)
-	m.tellShims(shimBatch)
+	s.timer.Reset(upgradePatience)
+	m.tellShims()
 }
 
-// upgradeDue: the time is up for shims that come up, before our exec; or for shims to follow us. Those will when what they are at is over.
+// upgradeDue: the time is up for shims that come up, before our exec; or for shims to follow us. These will when what they are at is over,
+// and do not hold up the others any more.
 func (m *manager) upgradeDue(u *upgrade) {
-	if m.upgrade != u || u.rest != nil {
+	if m.upgrade != u || u.shims == nil {
 		return // checkRest is next
 	}
-	m.tellShims(len(m.services))
-	for _, e := range slices.SortedFunc(maps.Keys(u.told), byName) {
-		m.tellUpgrade(jobLine{Unit: e.name, Outcome: outcomeFailed, MainPID: e.record.Main.PID,
-			Text: "its shim goes on as it is until that can be: the unit is " + activeOf(e.record.Sub) + "/" + e.record.Sub})
+	for _, e := range slices.SortedFunc(maps.Keys(u.shims.told), byName) {
+		why := "the unit is " + activeOf(e.record.Sub) + "/" + e.record.Sub
+		if !e.hello {
+			why = "it does not answer"
+		}
+		m.tellUpgrade(jobLine{Unit: e.name, Outcome: outcomeFailed, MainPID: e.record.Main.PID, Text: "its shim goes on as it is until that can be: " + why})
 	}
-	m.endUpgrade("")
+	clear(u.shims.told)
+	u.shims.timer.Reset(upgradePatience)
+	m.tellShims()
 }
-
-func byName(a, b *supervised) int { return strings.Compare(a.name, b.name) }

@@ -242,7 +242,7 @@ func TestUpgradeOfWhatEnds(t *testing.T) {
 				r.ends("start", start, "started")
 			}
 			r.replaceProgram()
-			r.arm(failOrder{roleShim, "hand-over.exec", 1, actStop})
+			r.arm(failOrder{roleShim, "succession.exec", 1, actStop})
 			upgrade := r.background("daemon-upgrade")
 			r.until("the shim is about to become another program", func() bool {
 				select {

@@ -694,13 +694,15 @@ type daemonStatus struct {
 	ServiceDir string   `json:"service_dir"` // of the first client
 }
 
-// ---- wills: what a daemon or a shim leaves to the program that it becomes (handover.go). Numbers named FD are descriptors that it inherits; 0 = none.
+// ---- wills: what a daemon or a shim leaves to the program that it becomes (succession.go). Numbers named FD are descriptors that it inherits; 0 = none.
 
 // shimWill is what a shim leaves beside its records.
 type shimWill struct {
 	Version    int    `json:"v"`
-	Build      string `json:"build"` // of the writer
+	Build      string `json:"build"`             // of the writer
+	Refused    string `json:"refused,omitempty"` // why this is still the old program: it could not become the other one
 	LockFD     int    `json:"lock_fd"`
+	StateFD    int    `json:"state_fd"`
 	ListenerFD int    `json:"listener_fd,omitempty"`
 	DaemonFD   int    `json:"daemon_fd,omitempty"`
 	Unread     string `json:"unread,omitempty"`    // hex: what came from the daemon and is no whole frame yet
@@ -714,7 +716,9 @@ type shimWill struct {
 func (w *shimWill) fields(c *codec) {
 	numberField(c, "v", always, &w.Version)
 	textField(c, "build", always, &w.Build)
+	textField(c, "refused", ifSet, &w.Refused)
 	numberField(c, "lock_fd", always, &w.LockFD)
+	numberField(c, "state_fd", always, &w.StateFD)
 	numberField(c, "listener_fd", ifSet, &w.ListenerFD)
 	numberField(c, "daemon_fd", ifSet, &w.DaemonFD)
 	textField(c, "unread", ifSet, &w.Unread)
@@ -732,7 +736,9 @@ type daemonWill struct {
 	Home       string        `json:"home"`
 	Mode       string        `json:"mode"`
 	ServiceDir string        `json:"service_dir,omitempty"` // of the first client
+	Refused    string        `json:"refused,omitempty"`     // why this is still the old program: it could not become the other one
 	LockFD     int           `json:"lock_fd"`
+	LogFD      int           `json:"log_fd"`
 	ListenerFD int           `json:"listener_fd"`
 	Services   []serviceWill `json:"services"`
 	Clients    []clientWill  `json:"clients"`
@@ -746,7 +752,9 @@ func (w *daemonWill) fields(c *codec) {
 	textField(c, "home", always, &w.Home)
 	textField(c, "mode", always, &w.Mode)
 	textField(c, "service_dir", ifSet, &w.ServiceDir)
+	textField(c, "refused", ifSet, &w.Refused)
 	numberField(c, "lock_fd", always, &w.LockFD)
+	numberField(c, "log_fd", always, &w.LogFD)
 	numberField(c, "listener_fd", always, &w.ListenerFD)
 	recordsField(c, "services", always, &w.Services)
 	recordsField(c, "clients", always, &w.Clients)
