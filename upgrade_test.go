@@ -401,3 +401,58 @@ func TestUpgradeKeepsJobs(t *testing.T) {
 	}
 	r.until("the shim of base has followed", func() bool { return r.status("base")["shim_outdated"] == false })
 }
+
+// TestUpgradeHearsSignals: SIGTERM ends the daemon whenever it comes while that becomes another program.
+func TestUpgradeHearsSignals(t *testing.T) {
+	t.Parallel()
+	programs := [2]string{buildProgram(t, "."), filepath.Join(t.TempDir(), "diakonos")}
+	if err := copyFile(programs[0], programs[1]); err != nil {
+		t.Fatal(err)
+	}
+	h := newInstallation(t, programs[0])
+	h.unit("up", "[service]\nExecStart = \"$SVC\"\n")
+	h.diakonos("start", "up")
+	for i := range 25 {
+		h.diakonos("list")
+		daemon, err := find(h.home, "@daemon")
+		h.must(err)
+		h.install(programs[(i+1)%2])
+		upgrade := h.background("daemon-upgrade")
+		time.Sleep(time.Duration(i) * time.Millisecond / 2)
+		h.must(syscall.Kill(daemon.pid, syscall.SIGTERM))
+		if !eventually(testPatience, func() bool { return isGone(daemon) }) {
+			t.Fatalf("SIGTERM %d is lost", i)
+		}
+		<-upgrade // it starts a daemon where it finds none
+	}
+	h.diakonos("stop", "up")
+}
+
+// TestUpgradeNamesWhoIsDeaf: a shim that is stopped (SIGSTOP) is named, keeps no other, and is shown by list until it follows.
+func TestUpgradeNamesWhoIsDeaf(t *testing.T) {
+	t.Parallel()
+	r := newTrial(t, &scenario{name: "deaf"}, 1)
+	for _, name := range []string{"deaf", "well"} {
+		r.unit(name, "[service]\nExecStart = \"$SVC\"\n")
+	}
+	r.diakonos("start", "deaf", "well")
+	r.signal(syscall.SIGSTOP, "shim:deaf")
+	r.replaceProgram()
+	upgrade := r.background("daemon-upgrade")
+	r.until("the others have followed", func() bool { return r.status("well")["shim_outdated"] == false })
+	r.replaceProgram()
+	if out, err := r.command("daemon-upgrade").CombinedOutput(); err == nil || !strings.Contains(string(out), "an upgrade to another program is under way") {
+		t.Errorf("another program meanwhile: %v, %s", err, out)
+	}
+	select {
+	case got := <-upgrade:
+		if !strings.Contains(got, "exit status 1") || !strings.Contains(got, "deaf") || !strings.Contains(got, "its shim goes on as it is until that can be: it does not answer") {
+			t.Errorf("got %q", got)
+		}
+	case <-time.After(2 * upgradePatience):
+		t.Error("daemon-upgrade does not end")
+	}
+	r.signal(syscall.SIGCONT, "shim:deaf")
+	r.until("it is seen", func() bool { return r.status("deaf")["shim_outdated"] == true })
+	r.upgrade()
+}
