@@ -154,6 +154,15 @@ func (h *testHome) startAndStop() {
 	h.diakonos("stop", "plain", "ready", "forks")
 }
 
+// killAndWait kills a process and waits for its end.
+func killAndWait(t *testing.T, p seenProcess) {
+	t.Helper()
+	syscall.Kill(p.pid, syscall.SIGKILL)
+	if !eventually(testPatience, func() bool { return isGone(p) }) {
+		t.Fatalf("%s lives on", p)
+	}
+}
+
 // replaced kills a process and waits for its successor.
 func (h *testHome) replaced(who string) {
 	h.t.Helper()

@@ -383,7 +383,8 @@ func (s *shim) readRecords() error {
 			LogMaxSize: 10 << 20, LogMaxFiles: 5}
 	}
 	s.svc = newService(u, rec)
-	if err != nil && !errors.Is(err, errOtherBoot) && !errors.Is(err, errNeverWritten) {
+	never := errors.Is(err, errNeverWritten) && !s.state.made // else it was deleted
+	if err != nil && !errors.Is(err, errOtherBoot) && !never {
 		if err := s.probe(); err != nil {
 			return err
 		}

@@ -257,32 +257,34 @@ func (h home) runNames() ([]string, error) {
 // recordFile is an open record: two slots, overwritten in turn. One owner.
 type recordFile struct {
 	fd   int
+	made bool // there was none before
 	seq  uint64
 	room []byte // for both slots
 }
 
 // openRecord opens a record for writing.
 func openRecord(path string) (*recordFile, error) {
-	fd, err := openSlots(path)
+	fd, made, err := openSlots(path)
 	if err != nil {
 		return nil, err
 	}
-	r := &recordFile{fd: fd, room: make([]byte, 2*slotBytes)}
+	r := &recordFile{fd: fd, made: made, room: make([]byte, 2*slotBytes)}
 	if n, err := unix.Pread(fd, r.room, 0); err == nil {
 		_, r.seq, _ = newestSlot(r.room[:n]) // unreadable slots: begin at 0, both are overwritten
 	}
 	return r, nil
 }
 
-// openSlots opens the file of a record and allocates the slots of a new one, so that a later write needs no space.
-func openSlots(path string) (int, error) {
+// openSlots opens the file of a record and allocates the slots of a new one, so that a later write needs no space. made: they were not there.
+func openSlots(path string) (fd int, made bool, err error) {
 	reach("record.create")
-	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err = openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return -1, fmt.Errorf("cannot open record %s: %w", path, err)
+		return -1, false, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
 	var st unix.Stat_t
 	if err = unix.Fstat(fd, &st); err == nil && st.Size < 2*slotBytes {
+		made = true
 		reach("record.allocate")
 		if err = unix.Fallocate(fd, 0, 0, 2*slotBytes); err == unix.EOPNOTSUPP {
 			_, err = unix.Pwrite(fd, make([]byte, 2*slotBytes), 0)
@@ -290,9 +292,9 @@ func openSlots(path string) (int, error) {
 	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("cannot allocate record %s: %w", path, err)
+		return -1, false, fmt.Errorf("cannot allocate record %s: %w", path, err)
 	}
-	return fd, nil
+	return fd, made, nil
 }
 
 // read reads what the record says now.
@@ -384,13 +386,18 @@ func (h home) readWant(name, boot string) (wantRecord, error) {
 	return w, nil
 }
 
-// makeRunDir makes run/NAME with its allocated records.
+// makeRunDir makes run/NAME with its allocated records. A `state` that somebody has deleted since is left to the shim, which looks for
+// what it told of.
 func (h home) makeRunDir(name string) error {
 	reach("service.make")
-	if err := os.Mkdir(h.runDir(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := os.Mkdir(h.runDir(name), 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
-	fd, err := openSlots(h.stateFile(name))
+	fd, _, err := openSlots(h.stateFile(name))
 	if err != nil {
 		return err
 	}
@@ -965,6 +972,8 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 	boot, _ := bootIdentity()
 	rec, err := h.readState(name, boot)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && hasMainPID(h.runDir(name)):
+		rec = runRecord{Sub: unknown, Reason: "its state was deleted"}
 	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
 	default:
 		rec = runRecord{Sub: unknown, Reason: fmt.Sprintf("its state cannot be read: %v", err)}
@@ -992,6 +1001,12 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 		rec = withoutDead(rec)
 	}
 	return statusOf(name, u, rec, x)
+}
+
+// hasMainPID: a main process was started, and nobody has seen its end.
+func hasMainPID(dir string) bool {
+	b, _ := readSmall(dir + "/main.pid")
+	return parsePIDFile(b) != 0
 }
 
 // withoutDead takes from a record that no shim keeps what lives no more. A run of which nothing is left has ended; the next shim finds
