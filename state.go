@@ -286,7 +286,7 @@ func openSlots(path string) (fd int, made bool, err error) {
 	if err = unix.Fstat(fd, &st); err == nil && st.Size < 2*slotBytes {
 		made = true
 		reach("record.allocate")
-		if err = unix.Fallocate(fd, 0, 0, 2*slotBytes); err == unix.EOPNOTSUPP {
+		if err = unix.Fallocate(fd, 0, 0, 2*slotBytes); err == unix.EOPNOTSUPP || err == unix.ENOSYS {
 			_, err = unix.Pwrite(fd, make([]byte, 2*slotBytes), 0)
 		}
 	}
