@@ -57,6 +57,7 @@ var noEffects = map[string]string{
 	"conn.sendLine .Write":           "of a RawConn: it runs what it is given",
 	"setOOMScore unix.Write":         "changes the process alone",
 	"setProcessName unix.Write":      "likewise",
+	"openProcess unix.Kill":          "asks whether there is such a process",
 	"pump.readScratch sysRead":       "reads a pipe of the process's own",
 	"shim.notifyPath io.WriteString": "into a hash",
 	"realKernel sysWrite":            "not called here",

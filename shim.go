@@ -476,10 +476,10 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) (exitStatus,
 	case err == nil:
 		s.watchProcess(p, r, ref, fd)
 		return exitStatus{}, nil
-	case isShortage(err):
-		return exitStatus{}, err
+	case errors.Is(err, errGone):
+		return s.lateStatus(p, r, ref, h), nil
 	}
-	return s.lateStatus(p, r, ref, h), nil
+	return exitStatus{}, err
 }
 
 // lateStatus tells how a process ended that is gone already.
