@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -95,7 +96,7 @@ ExecStart = [["sh", "-c", "trap '' TERM; for i in 1 2 3; do setsid sh -c \"trap 
 func TestOrphans(t *testing.T) {
 	h := newTestHome(t)
 	const many = "i=0; while [ $i -lt 300 ]; do (true &); i=$((i+1)); done"
-	h.unit("source", "[service]\nExecStart = [[\"sh\", \"-c\", \""+many+"; echo done; exec $SVC -term-code 7\"]]\n")
+	h.unit("source", "[service]\nExecStart = [[\"sh\", \"-c\", \""+many+"; exec $SVC -term-code 7 -print done\"]]\n")
 	h.unit("ends", "[service]\nExecStart = [[\"sh\", \"-c\", \"("+many+") & "+many+"; exit 5\"]]\n")
 	for _, killed := range []bool{false, true} {
 		h.diakonos("start", "source", "ends")
@@ -219,6 +220,184 @@ func TestLongChain(t *testing.T) {
 			t.Errorf("%s got %q, want one SIGTERM", name(n), text)
 		}
 	}
+}
+
+// TestEightWriters: eight processes share one output, which is rotated every 64 KiB while shims are killed: each line of each is in the log
+// once, and whole.
+func TestEightWriters(t *testing.T) {
+	h := newTestHome(t)
+	seq := func(n int) string { return fmt.Sprintf("%s/writer%d", h.dir, n) }
+	var command strings.Builder
+	for n := range 8 {
+		fmt.Fprintf(&command, "$SVC -seq %s -same 'line of writer %d' -seq-every 2ms -seq-burst 20 -term-code 0 & ", seq(n), n)
+	}
+	h.unit("many", "[service]\nLogMaxSize = \"64K\"\nLogMaxFiles = 100000\nExecStart = [[\"sh\", \"-c\", \""+command.String()+"trap 'wait; exit 0' TERM; wait\"]]\n")
+	h.diakonos("start", "many")
+	for range 8 {
+		from, _ := readCounter(seq(7))
+		if !eventually(testPatience, func() bool { n, _ := readCounter(seq(7)); return n > from+300 }) {
+			t.Fatal("the writers do not go on")
+		}
+		h.replaced("shim:many")
+	}
+	h.diakonos("stop", "many")
+	lines, err := logText(h.home, "many")
+	h.must(err)
+	count := map[string]uint64{}
+	for _, l := range lines {
+		count[l]++
+	}
+	for n := range 8 {
+		line := fmt.Sprintf("line of writer %d", n)
+		if written, err := readCounter(seq(n)); err != nil || count[line] != written {
+			t.Errorf("writer %d wrote %d lines (%v), the log has %d", n, written, err, count[line])
+		}
+		delete(count, line)
+	}
+	if files, _ := filepath.Glob(filepath.Join(h.home, "log/many/2*")); len(count) > 0 || len(files) < 3 {
+		t.Errorf("%d rotated files; torn lines: %v", len(files), count)
+	}
+}
+
+// TestOddLines: what a service prints is logged to the byte: empty, long and very long lines, NUL, bytes that are no UTF-8, no newline at the
+// end; a reader that stalls holds up neither the service nor other readers.
+func TestOddLines(t *testing.T) {
+	h := newTestHome(t)
+	h.unit("odd", `[service]
+Type = "oneshot"
+LogMaxSize = "100M"
+ExecStart = [["sh", "-c", "echo; head -c 65536 /dev/zero | tr '\\000' y; echo; head -c 16777216 /dev/zero | tr '\\000' x; echo; printf 'a\\000\\377b'"]]
+`)
+	h.diakonos("start", "odd")
+	lines, err := logText(h.home, "odd")
+	h.must(err)
+	want := []string{"", strings.Repeat("y", 1<<16), strings.Repeat("x", 1<<24), "a\x00\xffb"}
+	if len(lines) != len(want) {
+		t.Fatalf("got %d lines, want %d", len(lines), len(want))
+	}
+	for i := range want {
+		if lines[i] != want[i] {
+			t.Errorf("line %d: got %d bytes, want %d, %.20q", i, len(lines[i]), len(want[i]), want[i])
+		}
+	}
+	h.unit("web", "[service]\nExecStart = \"$SVC -seq "+h.dir+"/seq -seq-every 1ms -seq-burst 20\"\n")
+	h.diakonos("start", "web")
+	stalled := h.command("logs", "-f", "web")
+	out, err := stalled.StdoutPipe() // nobody reads it
+	h.must(err)
+	h.must(stalled.Start())
+	defer func() { stalled.Process.Kill(); out.Close(); stalled.Wait() }()
+	if !eventually(3*testPatience, func() bool { n, _ := readCounter(h.dir + "/seq"); return n > 20_000 }) {
+		t.Error("the service does not go on")
+	}
+	if text := h.diakonos("logs", "-n", "1", "web"); !strings.Contains(text, "seq ") {
+		t.Errorf("another reader gets %q", text)
+	}
+}
+
+// TestCrashLoop: starts follow the table of delays, as the services' own start times say, and daemon.log does not grow with them. Of 50
+// services that fail together at the longest delay no tenth of a second has a third.
+func TestCrashLoop(t *testing.T) {
+	h := newTestHome(t)
+	h.unit("loop", "[service]\nRestart = \"always\"\nExecStart = \"$SVC -lock "+h.dir+"/lock -exit-after 0s -code 1\"\n")
+	h.command("start", "loop").Run()
+	h.diakonos("list")
+	before, _ := os.ReadFile(filepath.Join(h.home, "daemon.log"))
+	const starts = 5
+	if !eventually(3*testPatience, func() bool { return h.started("lock") >= starts }) {
+		t.Fatalf("only %d starts", h.started("lock"))
+	}
+	after, _ := os.ReadFile(filepath.Join(h.home, "daemon.log"))
+	text, _ := os.ReadFile(h.dir + "/lock")
+	var last, pid, ticks int64
+	for n, line := range strings.Split(strings.TrimSpace(string(text)), "\n")[:starts] {
+		if _, err := fmt.Sscan(line, &pid, &ticks); err != nil {
+			t.Fatal(err)
+		}
+		least := 90 << max(0, n-1) // ms: 100 doubling, less the jitter
+		if gap := (ticks - last) * 1000 / clockTicks; n > 0 && gap < int64(least)-1000/clockTicks {
+			t.Errorf("start %d came %d ms after the one before, want at least %d", n, gap, least)
+		} else {
+			t.Logf("start %d: %d ms", n, gap)
+		}
+		last = ticks
+	}
+	if lines := strings.Count(string(after), "\n") - strings.Count(string(before), "\n"); lines > 1 {
+		t.Errorf("%d lines more in daemon.log:\n%s", lines, tail(after, 1000))
+	}
+	at := map[int64]int{}
+	for n := range 50 {
+		s := service{runRecord: runRecord{Invocation: fmt.Sprintf("%04x%028x", n*1307, 0)}}
+		at[s.jitter(time.Minute).Milliseconds()/100]++
+	}
+	for tenth, n := range at {
+		if n > 50*30/100 {
+			t.Errorf("%d of 50 start within the same tenth of a second, %d", n, tenth)
+		}
+	}
+}
+
+// TestLongHomes: a home of any length works, or the message says that its path is too long.
+func TestLongHomes(t *testing.T) {
+	for _, length := range []int{50, 100, 107, 108, 250, 1000, 4000, 4090} {
+		t.Run(fmt.Sprint(length), func(t *testing.T) {
+			h := newTestHome(t)
+			h.unit("web", "[service]\nType = \"notify\"\nExecStart = \"$SVC -notify READY=1\"\n")
+			for len(h.home) < length {
+				h.home += "/" + strings.Repeat("d", max(1, min(200, length-len(h.home)-1)))
+			}
+			out, err := h.command("start", "web").CombinedOutput()
+			switch {
+			case err == nil:
+				h.replaced("shim:web")
+				h.diakonos("stop", "web")
+			case length < 3000 || !strings.Contains(string(out), "too long"):
+				t.Errorf("%d bytes: %v\n%s", length, err, out)
+			}
+			if err != nil {
+				h.home = filepath.Join(h.dir, "h") // for the end
+			}
+		})
+	}
+}
+
+// TestBrokenServiceDirectory: the service directory of a running service is filled with rubbish: what runs is left alone, each broken
+// unit is named with file and line, and the others can be used.
+func TestBrokenServiceDirectory(t *testing.T) {
+	h := newTestHome(t)
+	h.unit("web", "[unit]\nDescription = \"as it was\"\n[service]\nExecStart = \"$SVC\"\n")
+	h.unit("good", "[service]\nExecStart = \"$SVC\"\n")
+	h.diakonos("start", "web")
+	main := h.status("web")["main_pid"]
+	h.unit("huge", strings.Repeat("# comment\n", 1<<20)+"[service]\nExecStart = \"$SVC\"\n")
+	h.unit("binary", "\x00\xff\x1b[2J")
+	h.unit("snake", "[unit]\nRequires = [\"tail\"]\n[service]\nExecStart = \"$SVC\"\n")
+	h.unit("tail", "[unit]\nRequires = [\"snake\"]\n[service]\nExecStart = \"$SVC\"\n")
+	for n := range 100 {
+		h.unit(fmt.Sprintf("deep%02d", n), fmt.Sprintf("[unit]\nWants = [\"deep%02d\"]\n[service]\nExecStart = \"$SVC\"\n", min(n+1, 99)))
+	}
+	for _, text := range []string{"[service]\nExecStart = \"half", "", strings.Repeat("[a]\n", 100_000), strings.Repeat("x = [", 100_000)} {
+		h.unit("web", text)
+		if st := h.status("web"); st["main_pid"] != main || st["active_state"] != active || st["description"] != "as it was" {
+			t.Errorf("with %.30q: %v", text, st)
+		}
+		for _, verb := range []string{"restart", "reload"} {
+			out, err := h.command(verb, "web").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "web.service") {
+				t.Errorf("%s with %.30q: %v, got %q, want a mistake of web.service", verb, text, err, out)
+			}
+		}
+		if now := h.status("web")["main_pid"]; now != main {
+			t.Fatalf("with %.30q: process %v is %v", text, main, now)
+		}
+	}
+	for _, name := range []string{"huge", "binary", "snake"} {
+		if out, err := h.command("start", name).CombinedOutput(); err == nil || !strings.Contains(string(out), name) || len(out) > 5000 {
+			t.Errorf("%s: %v, got %d bytes: %.300q", name, err, len(out), out)
+		}
+	}
+	h.diakonos("start", "good")
+	h.diakonos("list")
 }
 
 // ---- kernels that lack calls
