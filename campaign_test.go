@@ -293,11 +293,13 @@ func (c *campaign) round() {
 	c.strike(k)
 	after := bootNow()
 	c.awaitDaemon(k)
-	c.awaitShims(k)
-	if k.ordered {
+	if k.ordered { // all may die even now, when nobody is left to start a daemon
 		c.disarmStrike(k)
 		c.awaitDaemon(k)
-		c.awaitShims(k)
+	}
+	c.awaitShims(k)
+	if k.ordered {
+		c.note("all stands again")
 	} else if began := c.daemonBegan(); began >= from-boottime(time.Second/clockTicks) {
 		c.attachDaemon = append(c.attachDaemon, time.Duration(bootNow()-max(after, began)))
 	} else {

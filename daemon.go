@@ -391,6 +391,11 @@ func (m *manager) findCgroup() {
 }
 
 func (m *manager) findWeaknesses() {
+	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err == unix.ENOSYS {
+		m.weaker = append(m.weaker, "this kernel has no pidfd_open (Linux 5.3): without it no single process gets a signal, and a service whose shim was killed stays unsupervised")
+	} else if err == nil {
+		unix.Close(fd)
+	}
 	if !kernelAtLeast(6, 15) {
 		m.weaker = append(m.weaker, "this kernel has no PIDFD_INFO_EXIT (Linux 6.15): exit statuses of services whose daemon and shim were both killed are lost")
 	}

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,7 +102,7 @@ func driftHome(t *testing.T, w *failWatch) *testHome {
 }
 
 // drifted does something again and again and says how those who must not change have changed. more: what a process had more in the end.
-func (h *testHome) drifted(what string, cycles int, who []string, cycle func()) (faults []string, more string) {
+func (h *testHome) drifted(what string, cycles int, patience time.Duration, who []string, cycle func()) (faults []string, more string) {
 	h.t.Helper()
 	measure := func() (list []resources) {
 		for _, name := range who {
@@ -131,7 +132,7 @@ func (h *testHome) drifted(what string, cycles int, who []string, cycle func()) 
 		cycle()
 	}
 	var after []resources
-	eventually(testPatience, func() bool {
+	eventually(patience, func() bool {
 		faults, after = nil, measure()
 		for i := range after {
 			if fault := after[i].driftFrom(before[i]); fault != "" {
@@ -152,6 +153,15 @@ func (h *testHome) startAndStop() {
 		h.t.Error("a program that does not exist was started")
 	}
 	h.diakonos("stop", "plain", "ready", "forks")
+}
+
+// killAndWait kills a process and waits for its end.
+func killAndWait(t *testing.T, p seenProcess) {
+	t.Helper()
+	syscall.Kill(p.pid, syscall.SIGKILL)
+	if !eventually(testPatience, func() bool { return isGone(p) }) {
+		t.Fatalf("%s lives on", p)
+	}
 }
 
 // replaced kills a process and waits for its successor.
@@ -199,7 +209,7 @@ func TestNothingLeaks(t *testing.T) {
 		}},
 		{"the death of the daemon", 5, []string{"shim:stays", "shim:again"}, func() { h.replaced("@daemon") }},
 	} {
-		faults, more := h.drifted(c.what, max(1, *leakCycles/c.each), c.who, c.cycle)
+		faults, more := h.drifted(c.what, max(1, *leakCycles/c.each), testPatience, c.who, c.cycle)
 		for _, f := range faults {
 			t.Error(f)
 		}
@@ -222,7 +232,7 @@ func TestDriftIsSeen(t *testing.T) {
 			w := failpointBinaries(t)
 			h := driftHome(t, w)
 			w.give(failOrder{c.role, c.point, 0, c.action})
-			faults, _ := h.drifted("it", 4, []string{"@daemon", "shim:again"}, func() {
+			faults, _ := h.drifted("it", 4, testPatience/10, []string{"@daemon", "shim:again"}, func() {
 				h.startAndStop()
 				h.replaced("again")
 			})

@@ -8,6 +8,7 @@ package main
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -119,8 +120,16 @@ type goTest struct{ *testing.T }
 func (t goTest) Run(string, func(testscript.T)) {}
 func (t goTest) Verbose() bool                  { return testing.Verbose() }
 
+var coldStarts = flag.Int("cold-starts", 1, "homes in TestColdStart")
+
 // TestColdStart: 50 commands at once on a home that does not exist start one daemon, and all succeed.
 func TestColdStart(t *testing.T) {
+	for n := range *coldStarts {
+		t.Run(strconv.Itoa(n), coldStart)
+	}
+}
+
+func coldStart(t *testing.T) {
 	h := newTestHome(t)
 	units := []string{"a", "b", "c", "d", "e"}
 	for _, u := range units {

@@ -60,6 +60,7 @@ var noEffects = map[string]string{
 	"conn.sendLine .Write":           "of a RawConn: it runs what it is given",
 	"setOOMScore sysWrite":           "changes the process alone",
 	"setProcessName sysWrite":        "likewise",
+	"openProcess unix.Kill":          "asks whether there is such a process",
 	"readToEnd sysRead":              "takes nothing away",
 	"shim.readPIDFile sysRead":       "likewise",
 	"readFull sysRead":               "reads a pipe of the process's own",

@@ -40,7 +40,7 @@ func (f *historyFile) write(last uint64, events []historyEvent) (err error) {
 		return nil
 	}
 	if f.fd == 0 {
-		fd, err := openSlots(f.path, historyBytes)
+		fd, _, err := openSlots(f.path, historyBytes)
 		if err != nil {
 			return err
 		}

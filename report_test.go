@@ -238,7 +238,7 @@ func reportText(parts []campaignFigures) string {
 		{"daemons that shims started", sum.Heals},
 		{"**faults**: services that ran twice, were lost or restarted, lost or repeated lines, foreign signals, processes left, wishes lost", fmt.Sprintf("**%d**", sum.Faults)},
 		{"lines checked", sum.Lines},
-		{"ends while daemon and shim were dead, counted apart", fmt.Sprintf("%d, with which %d unread lines went", sum.Unseen, sum.Excused)},
+		{"ends of services at a time when daemon and shim may both have been dead, counted apart", fmt.Sprintf("%d, with which %d unread lines went", sum.Unseen, sum.Excused)},
 		{"re-attach from the start of the next daemon, ms", attachText(sum.AttachDaemon)},
 		{"re-attach after the death of shims alone, ms", attachText(sum.AttachShim)},
 		{"longest disagreement of `list` with the process table", fmt.Sprintf("%d ms, in %d looks", sum.WrongMS, sum.Looks)},

@@ -50,6 +50,8 @@ func rogueMain() {
 		rogueSoil(args)
 	case "panic":
 		roguePanic(args[0])
+	case "without":
+		rogueWithout(strings.Split(args[0], ","), args[1:])
 	default:
 		check(fmt.Errorf("no such verb: %s", os.Args[1]))
 	}

@@ -441,7 +441,8 @@ func (s *shim) readRecords() error {
 			LogMaxSize: 10 << 20, LogMaxFiles: 5}
 	}
 	s.svc = newService(u, rec)
-	if err != nil && !errors.Is(err, errOtherBoot) && !errors.Is(err, errNeverWritten) {
+	never := errors.Is(err, errNeverWritten) && !s.state.made // else it was deleted
+	if err != nil && !errors.Is(err, errOtherBoot) && !never {
 		s.svc.Events = lastEvent("history", s.boot)
 		if err := s.probe(); err != nil {
 			return err
@@ -544,10 +545,10 @@ func (s *shim) takeOver(p *process, r role, ref pidRef, h handover) (exitStatus,
 	case err == nil:
 		s.watchProcess(p, r, ref, fd)
 		return exitStatus{}, nil
-	case isShortage(err):
-		return exitStatus{}, err
+	case errors.Is(err, errGone):
+		return s.lateStatus(p, r, ref, h), nil
 	}
-	return s.lateStatus(p, r, ref, h), nil
+	return exitStatus{}, err
 }
 
 // lateStatus tells how a process ended that is gone already.

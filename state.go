@@ -259,17 +259,20 @@ func (h home) runNames() ([]string, error) {
 // recordFile is an open record: two slots, overwritten in turn. One owner.
 type recordFile struct {
 	fd   int
+	made bool // there was none before
 	seq  uint64
 	room []byte // for both slots
 }
 
 // openRecord opens a record for writing.
 func openRecord(path string) (*recordFile, error) {
-	fd, err := openSlots(path, 2*slotBytes)
+	fd, made, err := openSlots(path, 2*slotBytes)
 	if err != nil {
 		return nil, err
 	}
-	return openedRecord(fd), nil
+	r := openedRecord(fd)
+	r.made = made
+	return r, nil
 }
 
 // openedRecord goes on with a record that is open for writing.
@@ -281,25 +284,26 @@ func openedRecord(fd int) *recordFile {
 	return r
 }
 
-// openSlots opens a file of slots and allocates those of a new one, so that a later write needs no space.
-func openSlots(path string, size int64) (int, error) {
+// openSlots opens a file of slots and allocates those of a new one, so that a later write needs no space. made: they were not there.
+func openSlots(path string, size int64) (fd int, made bool, err error) {
 	reach("record.create")
-	fd, err := openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err = openRetry(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return -1, fmt.Errorf("cannot open record %s: %w", path, err)
+		return -1, false, fmt.Errorf("cannot open record %s: %w", path, err)
 	}
 	var st unix.Stat_t
 	if err = sysFstat(fd, &st); err == nil && st.Size < size {
+		made = true
 		reach("record.allocate")
-		if err = again(func() error { return unix.Fallocate(fd, 0, 0, size) }); err == unix.EOPNOTSUPP {
+		if err = again(func() error { return unix.Fallocate(fd, 0, 0, size) }); err == unix.EOPNOTSUPP || err == unix.ENOSYS {
 			_, err = sysPwrite(fd, make([]byte, size), 0)
 		}
 	}
 	if err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("cannot allocate record %s: %w", path, err)
+		return -1, false, fmt.Errorf("cannot allocate record %s: %w", path, err)
 	}
-	return fd, nil
+	return fd, made, nil
 }
 
 // read reads what the record says now.
@@ -391,13 +395,18 @@ func (h home) readWant(name, boot string) (wantRecord, error) {
 	return w, nil
 }
 
-// makeRunDir makes run/NAME with its allocated records.
+// makeRunDir makes run/NAME with its allocated records. A `state` that somebody has deleted since is left to the shim, which looks for
+// what it told of.
 func (h home) makeRunDir(name string) error {
 	reach("service.make")
-	if err := os.Mkdir(h.runDir(name), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	err := os.Mkdir(h.runDir(name), 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("cannot make run directory: %w", err)
 	}
-	fd, err := openSlots(h.stateFile(name), 2*slotBytes)
+	fd, _, err := openSlots(h.stateFile(name), 2*slotBytes)
 	if err != nil {
 		return err
 	}
@@ -984,6 +993,8 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 		rec, err = h.readState(name, boot)
 	}
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && hasMainPID(h.runDir(name)):
+		rec = runRecord{Sub: unknown, Reason: "its state was deleted"}
 	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, errOtherBoot), errors.Is(err, errNeverWritten):
 	default:
 		rec = runRecord{Sub: unknown, Reason: fmt.Sprintf("its state cannot be read: %v", err)}
@@ -1014,6 +1025,12 @@ func (h home) statusFromFiles(name, serviceDir string) unitStatus {
 		x.outdated = other != own && other != (programID{})
 	}
 	return statusOf(name, u, rec, x)
+}
+
+// hasMainPID: a main process was started, and nobody has seen its end.
+func hasMainPID(dir string) bool {
+	b, _ := readSmall(dir + "/main.pid")
+	return parsePIDFile(b) != 0
 }
 
 // withoutDead takes from a record that no shim keeps what lives no more. A run of which nothing is left has ended; the next shim finds

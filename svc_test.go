@@ -33,6 +33,7 @@ type svcFlags struct {
 	trap       string
 	record     string
 	pids       string
+	lazyInit   string
 	lock       string
 	spawn      int
 	setsid     bool
@@ -62,6 +63,9 @@ func svcMain() {
 	f := parseSvc()
 	if f.forkAway {
 		forkAway(f)
+	}
+	if f.lazyInit != "" {
+		beLazyInit(f.lazyInit)
 	}
 	if f.record != "" {
 		recordSignals(f.record, f.pids)
@@ -109,6 +113,7 @@ func parseSvc() svcFlags {
 	flag.IntVar(&f.termCode, "term-code", -1, "exit with this code on SIGTERM")
 	flag.StringVar(&f.trap, "trap", "", "append the names of HUP, INT, QUIT, USR1, USR2 and TERM to this file; TERM and INT end svc")
 	flag.StringVar(&f.record, "record", "", "start another process, print its PID, and append each signal that it gets to this file, as `NAME from PID PROGRAM`")
+	flag.StringVar(&f.lazyInit, "lazy-init", "", "be the subreaper of the command in the arguments, and reap nothing until this file exists")
 	flag.StringVar(&f.pids, "pids", "0", "start such processes of -record with these PIDs, as 1,2,3")
 	flag.StringVar(&f.lock, "lock", "", "take this file's lock and append `PID START BOOT`; append DUP if it is taken")
 	flag.IntVar(&f.spawn, "spawn", 0, "start so many children that live for ever")
@@ -234,6 +239,22 @@ func handleSignals(f svcFlags) {
 			endCount <- struct{}{}
 		}
 	}()
+}
+
+// beLazyInit leaves the zombies that fall to it as they are for a while.
+func beLazyInit(file string) {
+	check(unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	cmd := exec.Command(flag.Arg(0), flag.Args()[1:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	check(cmd.Run())
+	for _, err := os.Stat(file); err != nil; _, err = os.Stat(file) {
+		time.Sleep(2 * time.Millisecond)
+	}
+	for {
+		if _, err := syscall.Wait4(-1, nil, 0, nil); err != nil && err != syscall.EINTR {
+			os.Exit(0)
+		}
+	}
 }
 
 // recordSignals starts `sleep`, prints its PID, and traces it: each signal that it gets is written down with its sender, and not delivered.

@@ -323,6 +323,10 @@ func openProcess(ref pidRef) (int, error) {
 		return -1, errGone
 	}
 	if err != nil {
+		st, serr := readStat(ref.PID)
+		if serr == nil && (st.ended() || ref.Start != 0 && st.start != ref.Start) || unix.Kill(ref.PID, 0) == unix.ESRCH {
+			return -1, errGone // that can be told without
+		}
 		return -1, fmt.Errorf("cannot open process %d: %w", ref.PID, err)
 	}
 	if err := checkIdentity(fd, ref); err != nil {
@@ -372,11 +376,19 @@ func refOf(pid int) pidRef {
 // processAlive tells whether the process runs that ref names; where that cannot be told, it does.
 func processAlive(ref pidRef) bool {
 	fd, err := openProcess(ref)
-	if err != nil {
-		return isShortage(err)
+	switch {
+	case err == nil:
+		unix.Close(fd)
+		return true
+	case errors.Is(err, errGone):
+		return false
 	}
-	unix.Close(fd)
-	return true
+	// Not known for want of descriptors, or of pidfd_open: a PID and a start time are enough to say that it lives, not for a signal.
+	st, serr := readStat(ref.PID)
+	if serr != nil {
+		return isShortage(serr)
+	}
+	return !st.ended() && (ref.Start == 0 || st.start == ref.Start)
 }
 
 // signalProcess sends sig to exactly the process that ref names.
@@ -614,7 +626,7 @@ type programID struct{ dev, ino uint64 }
 // programOf looks at the program of a process; "self" is our own.
 func programOf(pid string) programID {
 	var st unix.Stat_t
-	if unix.Stat("/proc/"+pid+"/exe", &st) != nil {
+	if sysStat("/proc/"+pid+"/exe", &st) != nil {
 		return programID{}
 	}
 	return programID{st.Dev, st.Ino}
