@@ -192,9 +192,9 @@ func TestResumedWishKeepsItsAsker(t *testing.T) {
 	m.entry("db").want = wantRecord{Up: true, Job: "j", Verb: verbStart, By: byDependency, For: "web"}
 	m.entry("web").want = wantRecord{Up: true, Job: "k", Verb: verbStart, By: byEnabled}
 	m.resume()
-	for name, want := range map[string]wantRecord{"db": {By: byDependency, For: "web"}, "web": {By: byEnabled}} {
-		if got := m.entry(name).want; got.By != want.By || got.For != want.For || got.Job == "j" || got.Job == "k" {
-			t.Errorf("%s: got %+v, want by %s %s, under a new id", name, got, want.By, want.For)
+	for name, want := range map[string]wantRecord{"db": {Job: "j", By: byDependency, For: "web"}, "web": {Job: "k", By: byEnabled}} {
+		if got := m.entry(name).want; got.By != want.By || got.For != want.For || got.Job != want.Job {
+			t.Errorf("%s: got %+v, want job %s by %s %s", name, got, want.Job, want.By, want.For)
 		}
 	}
 }
@@ -215,5 +215,57 @@ func TestEventsOfADaemon(t *testing.T) {
 	got, err := readEvents(m.home.historyFile("web"), m.boot, e.record.Events)
 	if err != nil || len(got) != 2 || got[0].Kind != eventFailed || got[0].For != "db" || got[1].Kind != eventReset || e.record.Sub != dead {
 		t.Errorf("%v, %+v; %s", err, got, e.record.Sub)
+	}
+}
+
+// TestResumedIDs: a job that is resumed has the id of its wish, so that a shim which works on it, or has done it meanwhile, does not do it
+// again: a oneshot would run twice.
+func TestResumedIDs(t *testing.T) {
+	for _, c := range []struct {
+		why    string
+		want   wantRecord
+		job    jobRecord // of the shim
+		kind   jobKind
+		wantID string // "" = a new one
+	}{
+		{"not begun", wantRecord{Job: "7", Verb: verbStart}, jobRecord{ID: "6", Outcome: outcomeDone}, startJob, "7"},
+		{"begun", wantRecord{Job: "7", Verb: verbStart}, jobRecord{ID: "7", Verb: verbStart}, startJob, "7"},
+		{"done", wantRecord{Job: "7", Verb: verbStart}, jobRecord{ID: "7", Verb: verbStart, Outcome: outcomeDone}, "", ""},
+		{"a stop", wantRecord{Job: "7", Verb: verbStop}, jobRecord{ID: "7", Verb: verbStop}, stopJob, "7"},
+		{"a restart", wantRecord{Job: "7", Verb: verbRestart}, jobRecord{ID: "7", Verb: verbRestart}, restartJob, "7"},
+		{"a restart whose stop is through", wantRecord{Job: "7", Verb: verbRestart}, jobRecord{ID: "7", Verb: verbStart}, startJob, "7"},
+		{"the stop of a restart in two", wantRecord{Job: "7/stop", Verb: verbStop, Then: verbStart}, jobRecord{ID: "7/stop", Verb: verbStop}, restartJob, "7"},
+		{"its start is due", wantRecord{Job: "7/stop", Verb: verbStop, Then: verbStart}, jobRecord{ID: "7/stop", Verb: verbStop, Outcome: outcomeDone}, startJob, "7/start"},
+		{"its start", wantRecord{Job: "7/start", Verb: verbStart}, jobRecord{ID: "7/start", Verb: verbStart}, startJob, "7/start"},
+		{"no wish", wantRecord{}, jobRecord{}, "", ""},
+	} {
+		m := &manager{services: map[string]*supervised{}}
+		e := m.entry("web")
+		e.want, e.record.Job = c.want, c.job
+		if got := e.openWish(); got != c.kind {
+			t.Errorf("%s: got %q to be done, want %q", c.why, got, c.kind)
+		}
+		if got := m.resumedID("web"); got != c.wantID && (c.wantID != "" || len(got) != len(newJobID())) {
+			t.Errorf("%s: got id %q, want %q", c.why, got, c.wantID)
+		}
+	}
+}
+
+// TestResumedJobThatHasEnded: the shim has told the end of a job before its turn comes again.
+func TestResumedJobThatHasEnded(t *testing.T) {
+	m := &manager{home: home{t.TempDir()}, inbox: make(chan any, 8), services: map[string]*supervised{}, clients: map[*session]bool{}}
+	m.jobs = newJobs(m.isUp, m.isDown)
+	e := m.entry("once")
+	e.unit = &unit{Name: "once"}
+	if err := os.Mkdir(m.home.runRoot(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m.stale = true
+	e.want = wantRecord{Job: "7", Verb: verbStart}
+	m.submit(demand{Kind: startJob, Names: []string{"once"}, By: byUser, NewID: m.resumedID})
+	e.record.Job = jobRecord{ID: "7", Verb: verbStart, Outcome: outcomeDone}
+	m.settle()
+	if len(m.jobs.list()) > 0 || len(m.pending) > 0 || e.order != nil {
+		t.Errorf("it is done again: jobs %v, shims %v, order %v", m.jobs.list(), m.pending, e.order)
 	}
 }
