@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // recordedCommit is the commit whose frames and records testdata/wire keeps. Its tree names the same files when its hash is another one,
@@ -285,6 +287,13 @@ func TestUpgradeThatFails(t *testing.T) {
 		t.Fatal("late is not started")
 	}
 	pid := h.status("late")["main_pid"]
+	descriptors := func() (limit unix.Rlimit) {
+		daemon, err := find(h.home, "@daemon")
+		h.must(err)
+		h.must(unix.Prlimit(daemon.pid, unix.RLIMIT_NOFILE, nil, &limit))
+		return limit
+	}
+	limit := descriptors()
 	ask := func(program string) string {
 		var last reply
 		lines := strings.Split(answerOf(t, h.asked(request{Proto: protocolVersion, Verb: upgradeVerb, Program: program})), "\n")
@@ -312,6 +321,9 @@ func TestUpgradeThatFails(t *testing.T) {
 		for _, m := range meanwhile {
 			h.ends("list", m, "up ")
 		}
+	}
+	if got := descriptors(); got != limit {
+		t.Errorf("the daemon may open %v descriptors, before it was %v", got, limit)
 	}
 	if got := h.status("late")["main_pid"]; got != pid {
 		t.Errorf("main process %v, was %v", got, pid)
