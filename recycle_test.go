@@ -142,9 +142,9 @@ func (h *testHome) recycle(round int, names []string) int {
 	h.nextPID(helperPIDs)
 	s := newStrangers(h.t, pids...)
 	for _, args := range [][][]string{
+		{append([]string{"start"}, names...), append([]string{"restart"}, names...), {"kill"}},
 		{{"list"}, append([]string{"stop"}, names...), {"kill"}},
 		{{"kill"}},
-		{append([]string{"start"}, names...), append([]string{"restart"}, names...), {"kill"}},
 		{append([]string{"status"}, names...), append([]string{"reset-failed"}, names...), append([]string{"stop"}, names...), {"kill"}},
 	}[round%4] {
 		out, err := h.command(args...).CombinedOutput()
@@ -155,6 +155,13 @@ func (h *testHome) recycle(round int, names []string) int {
 			h.t.Errorf("after %s a stranger %s", args[0], fault)
 		}
 	}
+	var left []int // KillMode=none leaves them
+	for pid, p := range readProcesses() {
+		if isNamed(p, "svc") && strings.Contains(p.command, "-lock "+h.dir) {
+			left = append(left, pid)
+		}
+	}
+	h.killAll(left)
 	return len(pids)
 }
 
