@@ -483,6 +483,7 @@ type struck struct {
 	heal     bool          // no client starts the daemon until the shims had time to
 	ordered  bool          // a process has orders
 	order    failOrder
+	stood    bool          // who was ordered to stop did, or is gone
 	over     chan struct{} // closed = orders are withdrawn
 	helped   sync.WaitGroup
 }
@@ -690,7 +691,7 @@ func (c *campaign) helpStopped(k *struck) {
 	if pid == 0 {
 		return
 	}
-	until(testPatience, func() bool { st, err := readStat(pid); return err != nil || st.state == 'T' })
+	until(testPatience, func() bool { k.stood = standsOrGone(pid); return k.stood })
 	who := "@daemon"
 	if k.order.role == roleDaemon {
 		who = "shim:" + c.subjects[int(k.order.nth)%len(c.subjects)].name
@@ -700,6 +701,11 @@ func (c *campaign) helpStopped(k *struck) {
 		until(time.Second, func() bool { q, err := find(c.home, who); return err == nil && q.pid != p.pid })
 	}
 	syscall.Kill(pid, syscall.SIGCONT)
+}
+
+func standsOrGone(pid int) bool {
+	st, err := readStat(pid)
+	return err != nil || st.ended() || st.state == 'T'
 }
 
 // disarmStrike withdraws the orders and notes what came of them.
@@ -718,7 +724,10 @@ func (c *campaign) disarmStrike(k *struck) {
 	if pid == 0 {
 		return
 	}
-	if k.order.action == actStop { // it may have been stopped after the helper looked for the last time
+	if k.order.action == actStop {
+		if !k.stood { // it says that it will stop before it does
+			eventually(testPatience, func() bool { return standsOrGone(pid) })
+		}
 		syscall.Kill(pid, syscall.SIGCONT)
 	} else if !eventually(testPatience, func() bool { _, alive := readProcess(pid); return !alive }) {
 		c.fault("process %d lives on after %s", pid, k.order)

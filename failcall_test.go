@@ -419,7 +419,7 @@ func (r *failTrial) logIsWhole() string {
 // failLogFault judges numbered lines, of which some may be missing where a record says so, and how many.
 func failLogFault(lines []string, written uint64, pruned bool) string {
 	var last, missing uint64
-	for i, l := range lines {
+	for _, l := range lines {
 		if gap, ok := parseGap([]byte(l)); ok {
 			missing += gap.lines
 			continue
@@ -429,7 +429,7 @@ func failLogFault(lines []string, written uint64, pruned bool) string {
 		switch {
 		case !ok || err != nil:
 			return fmt.Sprintf("%q follows line %d", l, last)
-		case i == 0 && pruned:
+		case last == 0 && pruned: // also where a record of missing ones comes first
 		case n <= last:
 			return fmt.Sprintf("line %d follows line %d", n, last)
 		case n-last-1 != missing:
@@ -784,6 +784,7 @@ func TestFailingCallsJudge(t *testing.T) {
 		{"cut at the end", []string{"seq 1"}, 2, false, true},
 		{"cut at the beginning", []string{"seq 2"}, 2, false, true},
 		{"pruned", []string{"seq 7", "seq 8"}, 8, true, false},
+		{"pruned up to a gap", []string{gap(2), "seq 7"}, 7, true, false},
 		{"pruned, and lost", []string{"seq 7", "seq 9"}, 9, true, true},
 	} {
 		if got := failLogFault(c.lines, c.written, c.pruned); (got != "") != c.fault {

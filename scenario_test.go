@@ -417,7 +417,7 @@ func scenarios() []*scenario {
 			only: []string{"main-pid.await-lock"}, orders: []failOrder{{roleStage, "stage.step", 1, actStop}},
 			do: func(r *trial) {
 				a := r.ask(r.subject("chatty"), "start")
-				r.until("the stage is stopped", func() bool { return r.stands(1) || r.fired(0) != 0 })
+				r.until("the stage is stopped", func() bool { return r.stands(1) || r.ended(1) })
 				r.signal(syscall.SIGKILL, "shim:chatty")
 				r.until("the next shim waits for it", func() bool { return r.reachedOrFired(roleShim, "main-pid.await-lock") })
 				if stage := r.fired(1); stage != 0 {
@@ -429,7 +429,7 @@ func scenarios() []*scenario {
 			only: []string{"spawn.await-guard"}, orders: []failOrder{{roleStage, "stage.wait", 1, actStop}, {roleShim, "main-pid.write", 1, actKill}},
 			do: func(r *trial) {
 				a := r.ask(r.subject("chatty"), "start")
-				r.until("the stage is stopped, its shim dead", func() bool { return r.stands(1) && r.fired(2) != 0 || r.fired(0) != 0 })
+				r.until("the stage is stopped, its shim dead", func() bool { return r.fired(2) != 0 && (r.stands(1) || r.ended(1)) })
 				r.until("the next shim waits for the guard", func() bool { return r.reachedOrFired(roleShim, "spawn.await-guard") })
 				if stage := r.fired(1); stage != 0 {
 					syscall.Kill(stage, syscall.SIGCONT)

@@ -172,6 +172,14 @@ func (r *trial) stands(number int) bool {
 	return err == nil && st.state == 'T'
 }
 
+// ended: a process that has carried out an order is gone. One that stops itself says so right before: only to be seen to stand, or gone, is
+// enough to send it SIGCONT.
+func (r *trial) ended(number int) bool {
+	pid := r.fired(number)
+	_, alive := readProcess(pid)
+	return pid != 0 && !alive
+}
+
 // reachedOrFired tells whether a role has come to a failpoint since the orders came, or this trial's order was carried out.
 func (r *trial) reachedOrFired(role, point string) bool {
 	return r.passages()[passage{role, point}] > 0 || r.fired(0) != 0
