@@ -198,10 +198,10 @@ func TestUpgrade(t *testing.T) {
 	}
 	c.awaitShims(&struck{})
 	h.unit("late", "[service]\nType = \"notify\"\nExecStart = \"$SVC -wait-file "+h.dir+"/go -notify READY=1\"\n")
-	h.unit("slow", "[service]\nType = \"oneshot\"\nExecStart = \"$SVC -wait-file "+h.dir+"/go -exit-after 0s\"\nExecStop = \"$SVC -wait-file "+h.dir+"/go2 -exit-after 0s\"\nRemainAfterExit = true\n")
+	h.unit("slow", "[service]\nType = \"oneshot\"\nExecStart = \"$SVC -wait-file "+h.dir+"/go -exit-after 0s\"\nRemainAfterExit = true\n")
 	h.unit("after", "[unit]\nRequires = [\"late\", \"slow\"]\n[service]\nExecStart = \"$SVC\"\n")
 	waits := h.background("start", "after")
-	reloads := h.background("start", "--no-block", "after")
+	installed := h.background("start", "--no-block", "after")
 	c.await("the start of what after requires", func() string {
 		list, err := c.list()
 		if err != nil || list["late"].SubState != starting || list["slow"].SubState != starting {
@@ -209,7 +209,7 @@ func TestUpgrade(t *testing.T) {
 		}
 		return ""
 	})
-	h.ends("start --no-block", reloads, "")
+	h.ends("start --no-block", installed, "")
 	c.subjects = append(c.subjects, &subject{kind: &subjectKind{}, name: "late", file: h.dir + "/late"}, &subject{kind: &subjectKind{}, name: "slow", file: h.dir + "/slow"})
 	c.upgradeTo(now)
 	c.upgradeTo(old)
