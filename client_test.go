@@ -1266,6 +1266,11 @@ func TestDaemonStatusExitCodes(t *testing.T) {
 }
 
 func TestKillWithoutADaemonAndOverADyingOne(t *testing.T) {
+	t.Cleanup(func() { // `kill` makes this process a subreaper, and what other tests orphan is not to come here
+		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
+			t.Error(err)
+		}
+	})
 	f := newFake(t, dyingDaemon(helloReply, jobReply("stop", "web", "done", "", 0, 4)))
 	code, out, errs := f.run("kill")
 	sameText(t, out, "stopped    web       4 ms\n")
