@@ -180,6 +180,10 @@ func TestCookieObserver(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		environ := fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid) // is there a moment after the execve is done
+		if !eventually(testPatience, func() bool { text, err := os.ReadFile(environ); return err == nil && len(text) > 0 }) {
+			t.Fatal("a process without an environment")
+		}
 		if got := carries(cmd.Process.Pid, c.cookie); got != c.want {
 			t.Errorf("%q in %q: got %t", c.cookie, c.env, got)
 		}
