@@ -1542,8 +1542,12 @@ func (s *shim) startPump() error {
 
 // ensurePump starts the pump, and again after a pause, which doubles, where that fails: a service that is adopted must not block.
 func (s *shim) ensurePump(pause time.Duration) {
-	if err := s.startPump(); err != nil {
+	err := s.startPump()
+	if err != nil { // once more at once: what a service has written goes with its last descriptor of the FIFOs, should it end within the pause
 		s.warn("%v", err)
+		err = s.startPump()
+	}
+	if err != nil {
 		time.AfterFunc(pause, func() { s.inbox <- msgPump{min(2*pause, healMost)} })
 	}
 }

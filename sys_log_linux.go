@@ -195,9 +195,13 @@ func sysOpenFIFO(path string, access int) (int, error) {
 		return -1, err
 	}
 	var st unix.Stat_t
-	if err := sysFstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO {
+	err = sysFstat(fd, &st)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		err = errNoFIFO
+	}
+	if err != nil { // one that cannot be looked at stays where it is
 		_ = unix.Close(fd)
-		return -1, errNoFIFO
+		return -1, err
 	}
 	return fd, nil
 }
