@@ -356,7 +356,9 @@ func (c *campaign) ask(s *subject, verb string) asked {
 		c.reloads++
 	}
 	c.note("command: %s %s", verb, s.name)
-	go func() {
+	given := a
+	go func() { // it has its own copy
+		a := given
 		for range 3 {
 			cmd, out := c.command(verb, s.name), new(bytes.Buffer)
 			cmd.Stdout, cmd.Stderr = out, out
