@@ -1126,6 +1126,9 @@ func (c *campaign) logFault(s *subject, open bool) string {
 	read, judged := s.read, s.judged
 	judged.same, read.partial = s.kind.same, maps.Clone(read.partial)
 	rotated, err := read.readRotated(c.home, s.name)
+	if errors.Is(err, fs.ErrNotExist) && written == 0 { // it was stopped before its first line, which makes the log
+		return ""
+	}
 	if err != nil {
 		return err.Error()
 	}
