@@ -210,8 +210,7 @@ func (m *manager) becomeHeir() {
 		hold: m.holdSignals}
 	err := x.carryOut()
 	if err == errHeld { // the loop takes it, and then comes back to this
-		m.watchSignals()
-		m.reap()
+		m.reap() // the end of a child may have been told to nobody
 		return
 	}
 	will.Refused, x.program, x.hold = err.Error(), selfExe(), nil
@@ -223,7 +222,11 @@ func (m *manager) becomeHeir() {
 // holdSignals ends the handling of signals, which are blocked. false: one was handled before, and waits to be heard.
 func (m *manager) holdSignals() bool {
 	signal.Stop(m.signals) // until it returns, some may still come
-	return len(m.signals) == 0
+	if len(m.signals) == 0 {
+		return true
+	}
+	m.watchSignals() // before those that are blocked come through, which would end us
+	return false
 }
 
 // askers are the requests that wait for jobs, with what each waits for.
