@@ -81,7 +81,7 @@ PIDFile = "$FILE.pid"
 ExecStart = "$SVC -fork-away -lock $FILE.lock -pidfile $FILE.pid"`},
 	{name: "notify", unit: `Type = "notify"
 ExecReload = "$SVC -exit-after 1ms"
-ExecStart = "$SVC -lock $FILE.lock -ready-after 5ms -notify READY=1"`},
+ExecStart = "$SVC -lock $FILE.lock -ready-after 5ms -notify READY=1"` + soonReady},
 	{name: "simple", unit: `ExecReload = "$SVC -exit-after 1ms"
 ExecStart = "$SVC -lock $FILE.lock"`},
 }

@@ -35,11 +35,9 @@ func steadyKind() subjectKind {
 // orphaned has a process beside its main process whose parent is gone.
 const orphaned = `ExecStart = [["sh", "-c", "($SVC -mark $FILE-orphan &); exec $SVC -lock $FILE.lock"]]`
 
-// tellAgain is for services whose READY=1 may be lost: it goes with the socket when both who hold that are killed.
-const tellAgain = `
-TimeoutStartSec = 3
-Restart = "always"
-RestartSec = 0.05`
+// soonReady is for services whose READY=1 may be lost: it goes with the socket when both who hold that are killed.
+const soonReady = `
+TimeoutStartSec = 3`
 
 // Kinds of service that the kill campaign has no need of.
 var (
@@ -65,7 +63,7 @@ ExecStart = "$SVC -lock $FILE.lock -seq $FILE.seq -seq-every 5ms -seq-burst 50 -
 ExecStart = "$SVC -lock $FILE.lock"`}
 	userKind = subjectKind{name: "user", unit: `Type = "notify"
 User = "nobody"
-ExecStart = "$SVC -lock $FILE.lock -ready-after 5ms -notify READY=1"` + tellAgain}
+ExecStart = "$SVC -lock $FILE.lock -ready-after 5ms -notify READY=1"` + soonReady}
 	insideKind = subjectKind{name: "inside", unit: `Environment = ["DIAKONOS_HOME=$HOME"]
 ExecStart = [["sh", "-c", "(while ! test -e $FILE.go; do :; done; until $BIN/diakonos list >$FILE.out 2>&1; do :; done; echo asked >$FILE.asked) & exec $SVC -lock $FILE.lock"]]`}
 	renewedKind = subjectKind{name: "renewed", unit: `Type = "forking"
@@ -92,7 +90,6 @@ until [ "$(cat $FILE.pid)" = $! ]; do sleep 0.01; done
 func scenarios() []*scenario {
 	chatty, tree, simple, forking := steadyKind(), kindOf("tree"), kindOf("simple"), kindOf("forking")
 	notify := kindOf("notify")
-	notify.unit += tellAgain
 	return []*scenario{
 		{name: "cold start", kinds: []subjectKind{chatty, notify, forking, hooksKind}, blind: true,
 			before: func(r *trial) { // an open home is closed

@@ -478,6 +478,8 @@ func (s *shim) probe() error {
 
 // ---- adoption
 
+const unheardWarning = "its READY=1 may be lost"
+
 // adopt takes over what a predecessor left: its processes if they live, else what became of them.
 func (s *shim) adopt(h handover) (err error) {
 	s.notify.adopt(h.held[heldNotify])
@@ -495,6 +497,7 @@ func (s *shim) adopt(h handover) (err error) {
 		return nil
 	}
 	ev := evAdopted{killed: s.orphaned, alone: h.fresh}
+	deaf := s.notify.fd < 0
 	if ev.main, err = s.takeOver(&s.main, roleMain, s.svc.Main, h); err != nil {
 		return err
 	}
@@ -506,6 +509,9 @@ func (s *shim) adopt(h handover) (err error) {
 		return err
 	}
 	ev.nothingRan = s.nothingRan(ev)
+	if ev.unheard = deaf && s.main.fd >= 0 && s.svc.Sub == starting && s.svc.unit.Type == typeNotify; ev.unheard {
+		s.warn("nobody held its notify socket for a while: %s", unheardWarning)
+	}
 	s.strays = ev.nothingRan && s.svc.Main.zero() && s.svc.Control.zero()
 	switch {
 	case ev.nothingRan && s.svc.Spawning == roleMain:

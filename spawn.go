@@ -547,18 +547,24 @@ func (s *shim) openNotify(a account) error {
 }
 
 // readNotify takes what was sent so far. The loop does so before it looks at the end of a process: what that has sent before counts,
-// and is still known to be its own.
+// and is still known to be its own. A message is taken away once its effect is recorded, so that our successor reads it if we are killed in
+// between; each is harmless when it comes twice.
 func (s *shim) readNotify() {
 	if s.notify.file == nil {
 		return
 	}
 	buf := make([]byte, notifyBytes)
 	for range notifyBatch {
-		size, sender, err := receiveNotify(s.notify.fd, buf)
+		size, sender, err := peekNotify(s.notify.fd, buf)
 		if err != nil {
 			return
 		}
 		s.onNotify(sender, parseNotify(buf[:size]))
+		_ = s.save() // on a full disk it counts all the same
+		reach("notify.take")
+		if dropNotify(s.notify.fd) != nil {
+			return
+		}
 	}
 }
 

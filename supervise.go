@@ -214,6 +214,7 @@ type evAdopted struct {
 	oom           bool // as in evExit
 	alone         bool // there was no daemon either
 	killed        bool // the shim before us did not end in good order
+	unheard       bool // the main process lives and was to say READY=1, but the notify socket went with those who held it
 }
 
 func (evJob) isEvent()         {}
@@ -541,7 +542,7 @@ func (s *service) begin(now instant, why historyEvent) {
 	if s.openJob() && s.Job.Verb == verbRestart {
 		s.Job.Verb = verbStart // its stop is done
 	}
-	s.Exit, s.StatusText, s.Left, s.Killed, s.Reason = exitStatus{}, "", nil, false, ""
+	s.Exit, s.StatusText, s.Left, s.Killed, s.Unheard, s.Reason = exitStatus{}, "", nil, false, false, ""
 	s.Main, s.Control, s.Spawning, s.Orphans = pidRef{}, pidRef{}, "", nil
 	s.Result = resultSuccess
 	s.RunBegan = now.boot
@@ -626,10 +627,16 @@ func (s *service) enterRunning(now instant) {
 	}
 }
 
+const unheardText = "taken for ready when TimeoutStartSec was over, for nobody could hear it for a while"
+
 // noteReady notes that a start is through; a reload comes the same way.
 func (s *service) noteReady() {
 	if s.Sub == startPost {
-		s.note(historyEvent{Kind: eventReady, PID: s.Main.PID})
+		e := historyEvent{Kind: eventReady, PID: s.Main.PID}
+		if s.Unheard {
+			e.Text, s.Unheard = unheardText, false
+		}
+		s.note(e)
 	}
 }
 
@@ -809,6 +816,7 @@ func (s *service) onNotify(now instant, e evNotify) {
 	switch s.Sub {
 	case starting:
 		if e.msg.Ready && s.unit.Type == typeNotify {
+			s.Unheard = false
 			s.enterStartPost(now)
 		}
 	case running:
@@ -1405,6 +1413,10 @@ func (s *service) jitter(d time.Duration) time.Duration {
 func (s *service) onTimeout(now instant) {
 	switch s.Sub {
 	case startPre, starting, startPost:
+		if s.Unheard && s.Sub == starting { // to end a healthy service for our own deafness would be worse
+			s.enterStartPost(now)
+			return
+		}
 		s.fail(resultTimeout, fmt.Sprintf("did not start within %s (TimeoutStartSec, in %s)", s.unit.TimeoutStartSec, s.Sub))
 		s.enterSignal(now, stopSigterm)
 	case running:
@@ -1492,12 +1504,12 @@ func (s *service) onAdopted(now instant, e evAdopted) {
 	case s.Spawning != "" && e.nothingRan:
 		s.respawn(now)
 	default:
-		s.resume(now)
+		s.resume(now, e.unheard)
 	}
 }
 
 // resume asks again for what the present state waits for.
-func (s *service) resume(now instant) {
+func (s *service) resume(now instant, unheard bool) {
 	switch s.Sub {
 	case startPre, startPost, stopping, stopPost:
 		if s.Control.zero() {
@@ -1508,7 +1520,7 @@ func (s *service) resume(now instant) {
 			s.respawn(now)
 		}
 	case starting:
-		s.adoptStart(now)
+		s.adoptStart(now, unheard)
 	case running:
 		if s.Main.zero() {
 			s.do(watch{scopeTree})
@@ -1526,7 +1538,13 @@ func (s *service) resume(now instant) {
 	}
 }
 
-func (s *service) adoptStart(now instant) {
+func (s *service) adoptStart(now instant, unheard bool) {
+	if unheard {
+		s.Unheard = true
+		if s.Deadline == 0 {
+			s.Deadline = now.after(defaultTimeout)
+		}
+	}
 	switch {
 	case s.unit.Type == typeForking && s.Control.zero() && s.Spawning == "":
 		s.do(findMain{})

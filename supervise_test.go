@@ -1110,6 +1110,41 @@ func TestAdoptionOfAReload(t *testing.T) {
 	d.is(running)
 }
 
+// TestAdoptionUnheard: a service whose READY=1 may be lost is not ended for it, but taken for ready in the end; one that ends is not.
+func TestAdoptionUnheard(t *testing.T) {
+	for _, setting := range []string{"TimeoutStartSec=5", "TimeoutStartSec=\"infinity\""} {
+		d := drive(t, `Type="notify"`, setting, `ExecStartPost="p"`).act("start").successor()
+		d.feed(evAdopted{unheard: true})
+		d.is(starting)
+		if d.s.Deadline == 0 {
+			t.Errorf("%s: it would wait for ever", setting)
+		}
+		d.feed(evTimeout{})
+		d.is(startPost)
+		d.did("run p")
+		d.control = false
+		d.feed(evExit{role: roleControl, exit: exitStatus{exitExited, 0}})
+		d.is(running)
+		d.answered("done")
+		if e := d.s.events[len(d.s.events)-1]; e.Kind != eventReady || e.Text != unheardText || d.s.Unheard {
+			t.Errorf("%s: its history says %+v", setting, e)
+		}
+	}
+	d := drive(t, `Type="notify"`).act("start").successor()
+	d.feed(evAdopted{unheard: true})
+	d.act("READY")
+	d.is(running)
+	if d.s.Unheard {
+		t.Error("it was heard after all")
+	}
+	d = drive(t, `Type="notify"`).act("start").successor()
+	d.feed(evAdopted{})
+	d.feed(evTimeout{})
+	if d.s.Result != resultTimeout {
+		t.Errorf("one that was heard all the time is %s (%s) after its time", d.s.Sub, d.s.Result)
+	}
+}
+
 // TestAdoptionBetweenCommands: the end of a command was recorded, the next was not yet begun.
 func TestAdoptionBetweenCommands(t *testing.T) {
 	d := inState(t, startPre)

@@ -1106,12 +1106,13 @@ func listenNotify(bind func(fd int) error) (int, error) {
 	return fd, nil
 }
 
-// receiveNotify takes one datagram, if there is one, and returns it with its sender; descriptors that came along are closed.
-func receiveNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
+// peekNotify returns the first datagram, if there is one, with its sender, and leaves it where it is; copies of descriptors that came along
+// are closed.
+func peekNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
 	oob := make([]byte, 256)
-	n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_PEEK|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	for err == unix.EINTR {
-		n, oobn, _, _, err = unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		n, oobn, _, _, err = unix.Recvmsg(fd, buf, oob, unix.MSG_PEEK|unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	}
 	if err != nil {
 		return 0, sender, err
@@ -1128,6 +1129,15 @@ func receiveNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
 		}
 	}
 	return n, sender, nil
+}
+
+// dropNotify takes the first datagram away, with the descriptors that came along.
+func dropNotify(fd int) error {
+	_, _, err := unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT)
+	for err == unix.EINTR {
+		_, _, err = unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT)
+	}
+	return err
 }
 
 // ---- machine

@@ -356,7 +356,11 @@ func (r *trial) run(o failOrder) (fired bool) {
 	helped.Wait()
 	r.awaitDaemon(&struck{})
 	r.awaitShims(&struck{})
-	if sc.blind || o.action == actAll || o.action == actStop {
+	blind := sc.blind || o.action == actAll || o.action == actStop
+	if log, _ := os.ReadFile(filepath.Join(r.home, "daemon.log")); !blind && bytes.Contains(log, []byte(unheardWarning)) {
+		r.fault("a READY=1 was lost though not both who could hear it were killed")
+	}
+	if blind {
 		for _, s := range r.subjects {
 			s.blind = append(s.blind, blindTime{from, bootNow(), r.begun[s.name]})
 		}
@@ -585,6 +589,25 @@ func (p plan) hit(t *testing.T, c spot, nth int, action string, seed uint64) (fi
 		fired = newTrial(t, c.scenario, seed).run(o)
 	})
 	return fired
+}
+
+// readyKind says READY=1 at once, and only once.
+var readyKind = subjectKind{name: "ready", unit: `Type = "notify"
+TimeoutStartSec = "infinity"
+ExecStart = "$SVC -lock $FILE.lock -notify READY=1"`}
+
+// TestReadyIsNotLost: a shim that is killed after it has read READY=1, before that is recorded, and before it is taken out of the socket.
+func TestReadyIsNotLost(t *testing.T) {
+	sc := &scenario{name: "a start", kinds: []subjectKind{readyKind}, do: (*trial).startAll}
+	for point, times := range map[string]int{"state.write": 5, "notify.take": 1} {
+		for nth := 1; nth <= times; nth++ {
+			t.Run(fmt.Sprintf("%s.%d", point, nth), func(t *testing.T) {
+				if !newTrial(t, sc, uint64(nth)).run(failOrder{roleShim, point, nth, actKill}) {
+					t.Error("nobody came to it")
+				}
+			})
+		}
+	}
 }
 
 // ---- what scenarios do to files

@@ -168,10 +168,14 @@ func eventWords(e *historyEvent) string {
 		}
 		return "started" + byWhom(e.By, e.For)
 	case eventReady:
-		if e.PID == 0 {
-			return "is up"
+		text := "is up"
+		if e.PID != 0 {
+			text += ", main process " + strconv.Itoa(e.PID)
 		}
-		return "is up, main process " + strconv.Itoa(e.PID)
+		if e.Text != "" {
+			text += "; " + e.Text
+		}
+		return text
 	case eventExit:
 		return endOf(e)
 	case eventFailed:
@@ -361,7 +365,10 @@ func (k *whyCase) awaited() []string {
 		return nil
 	}
 	list := []string{what}
-	if k.rec.Deadline != 0 {
+	switch {
+	case k.rec.Unheard && k.rec.Deadline != 0:
+		list = append(list, fmt.Sprintf("It may have done so while daemon and shim were dead: at %s it is taken for ready (TimeoutStartSec).", k.clock(k.due())))
+	case k.rec.Deadline != 0:
 		list = append(list, fmt.Sprintf("The start is given up at %s (TimeoutStartSec).", k.clock(k.due())))
 	}
 	return list

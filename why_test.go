@@ -50,6 +50,8 @@ func TestSentences(t *testing.T) {
 			"web is running since 14:03:12 (2min ago): it was started by the user at 14:03:09, and restarted once since, at 14:03:11 after its main process was killed by the kernel for lack of memory; Restart=on-failure waited 400 ms."},
 		{"not ready", starting, []historyEvent{start}, func(k *whyCase) { k.unit.Type = typeNotify },
 			"web is being started since 14:03:12 (2min ago): it was started by the user. It has not said yet that it is ready (READY=1)."},
+		{"not heard", starting, []historyEvent{start}, func(k *whyCase) { k.unit.Type, k.rec.Unheard, k.rec.Deadline = typeNotify, true, bootNow() }, "web is being started since 14:03:12 (2min ago): it was started by the user. " +
+			"It has not said yet that it is ready (READY=1). It may have done so while daemon and shim were dead: at 14:05:11 it is taken for ready (TimeoutStartSec)."},
 		{"before its start", startPre, []historyEvent{start}, nil, "web is being started since 14:03:12 (2min ago): it was started by the user. ExecStartPre is running."},
 		{"reloading", reload, []historyEvent{start, up, {Kind: eventReload, By: causeService}}, nil,
 			"web is reloading since 14:03:12 (2min ago): it was told to reload by the service itself. It was started by the user."},

@@ -153,6 +153,7 @@ type runRecord struct {
 	Orphans    []pidRef   `json:"orphans,omitempty"`  // handed over by the daemon that got them
 	Left       []int      `json:"left,omitempty"`     // PIDs that a stop could not end
 	Killed     bool       `json:"killed,omitempty"`   // the running stop needed SIGKILL
+	Unheard    bool       `json:"unheard,omitempty"`  // nobody held the notify socket for a while: READY=1 of this start may be lost
 	Retire     bool       `json:"retire,omitempty"`   // the FIFOs are to be renamed away: what the last run left may hold them
 	ShimPID    int        `json:"shim,omitempty"`     // who wrote this
 	Delay      boottime   `json:"delay,omitempty"`    // that was chosen before the next automatic start
@@ -186,6 +187,7 @@ func (r *runRecord) fields(c *codec) {
 	recordsField(c, "orphans", ifSet, &r.Orphans)
 	numbersField(c, "left", ifSet, &r.Left)
 	flagField(c, "killed", ifSet, &r.Killed)
+	flagField(c, "unheard", ifSet, &r.Unheard)
 	flagField(c, "retire", ifSet, &r.Retire)
 	numberField(c, "shim", ifSet, &r.ShimPID)
 	numberField(c, "delay", ifSet, &r.Delay)
