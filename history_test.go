@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -319,16 +318,22 @@ func (c *campaign) checkHistories() {
 	}
 }
 
-// numberedFault holds the ends in a history to the processes that ran by their own word: each ended once, but for the last one.
+// numberedFault holds the ends in a history to the processes that ran by their own word: each ended once, but for the last one. Those
+// before the first end that the history still has are not judged; their PIDs may have been given out again.
 func numberedFault(events []historyEvent, instances string) string {
-	ends := map[int]int{}
+	lines := strings.Split(strings.TrimSuffix(instances, "\n"), "\n")
+	ends, shown := map[int]int{}, -1
 	for _, e := range events {
-		if e.Kind == eventExit {
-			ends[e.PID]++
+		if e.Kind != eventExit {
+			continue
+		}
+		ends[e.PID]++
+		for i := len(lines) - 1; i >= 0 && shown < 0; i-- {
+			if lastPID(lines[i]) == e.PID {
+				shown = i
+			}
 		}
 	}
-	lines := strings.Split(strings.TrimSuffix(instances, "\n"), "\n")
-	shown := slices.IndexFunc(lines, func(l string) bool { return ends[lastPID(l)] > 0 })
 	for i, l := range lines {
 		if pid := lastPID(l); shown >= 0 && i >= shown && i < len(lines)-1 && ends[pid] != 1 {
 			return fmt.Sprintf("process %d has ended %d times", pid, ends[pid])
@@ -379,6 +384,9 @@ func TestHistoryObserver(t *testing.T) {
 	}
 	if got := numberedFault([]historyEvent{exit(2), exit(3)}, "1 a b\n2 a b\n3 a b\n4 a b\n"); got != "" {
 		t.Errorf("all that is shown: %q", got)
+	}
+	if got := numberedFault([]historyEvent{exit(2), exit(3)}, "3 a b\n9 a b\n2 a c\n3 a c\n4 a c\n"); got != "" {
+		t.Errorf("a PID that was given out again: %q", got)
 	}
 }
 
