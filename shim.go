@@ -28,6 +28,7 @@ const (
 	statusLimit = time.Second            // for the exit status of an adopted process to come from who reaped it
 	busyLimit   = 5 * time.Second        // for leftovers to die of SIGKILL before a start is given up
 	healForgets = 10 * time.Second       // a daemon that lived this long was a good one
+	healNewer   = 3                      // starts in a row of a newer file, which may be broken, before our own program is taken
 	maxLeft     = 32                     // PIDs named in a record
 	notifyBatch = 64                     // messages that are read before anything else is done
 )
@@ -1157,7 +1158,10 @@ func (s *shim) heal(asker *conn) {
 		reach("heal.record")
 		_ = s.home.writeDaemon(d) // without it the delay does not grow; that is all
 	}
-	l := launch{parent: true, env: daemonEnvironment(os.Environ()), path: d.newerBinary()}
+	l := launch{parent: true, env: daemonEnvironment(os.Environ())}
+	if d.Attempts <= healNewer {
+		l.path = d.newerBinary()
+	}
 	go func() {
 		err := s.home.startDaemon(lock, l, s.hangups)
 		unix.Close(lock)
