@@ -1185,7 +1185,9 @@ func (e *supervised) letGo() {
 func (m *manager) onState(e *supervised, rec runRecord) {
 	wasUp, wasDown := m.isUp(e.name), m.isDown(e.name)
 	e.record = rec
-	e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
+	if len(e.exits) > 0 && !e.link.hungUp() { // what a dead shim said last is older than what we reaped after it
+		e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
+	}
 	e.pid = rec.ShimPID
 	if e.child && e.pid != 0 {
 		m.shims[e.pid] = e

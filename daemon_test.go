@@ -129,6 +129,29 @@ func TestOwnerOfAnOrphan(t *testing.T) {
 	}
 }
 
+// What a dead shim said before its end, and we read after we have reaped its child, does not cost its successor that child's exit status.
+func TestLateWordsOfADeadShim(t *testing.T) {
+	m := fuzzManager(t)
+	e := m.entry("web")
+	ours, theirs := testPair(t)
+	e.link = newConn(ours)
+	ref := pidRef{PID: 1 << 30, Start: 1}
+	e.record.Control = ref
+	m.handExit(e, waitedChild{pid: ref.PID, exit: exitStatus{exitExited, exitNeverRan}})
+	before := runRecord{Sub: reload, Spawning: roleControl} // it names no process yet
+	theirs.Close()
+	m.onShim(msgShim{e: e, link: e.link, f: shimFrame{Op: opState, State: &before}})
+	if len(e.exits) != 1 {
+		t.Error("the exit status is lost")
+	}
+	ours, _ = testPair(t)
+	e.link = newConn(ours)
+	m.onShim(msgShim{e: e, link: e.link, f: shimFrame{Op: opState, State: &runRecord{Sub: running}}})
+	if len(e.exits) != 0 {
+		t.Error("the exit status is kept for ever")
+	}
+}
+
 // A shim that was given up is looked for again by one timer, whatever comes between; a service that was forgotten is not.
 func TestLookedForAgainOnce(t *testing.T) {
 	m := &manager{home: home{t.TempDir()}, inbox: make(chan any, 8), services: map[string]*supervised{}}
