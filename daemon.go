@@ -1533,6 +1533,13 @@ func (m *manager) resume() {
 			}
 		}
 	}
+	for _, names := range open {
+		for _, name := range names {
+			if e := m.services[name]; e.link != nil && m.jobs.job(name) == nil { // nothing is left to be done: its idle shim need not wait for the word
+				m.poke(e, shimFrame{Op: opIdle})
+			}
+		}
+	}
 	m.resumeAskers()
 	m.checkBindings()
 	if m.firstOfBoot() {

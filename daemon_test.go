@@ -152,6 +152,29 @@ func TestLateWordsOfADeadShim(t *testing.T) {
 	}
 }
 
+// A service had ended before its stop was resumed: there is nothing to do, and its shim, which knows the wish, is told so. It would wait for
+// the word for ever.
+func TestResumedStopOfWhatHasEnded(t *testing.T) {
+	m := fuzzManager(t)
+	e := m.entry("web")
+	e.record = runRecord{Sub: failed, Result: resultLost, Job: jobRecord{ID: "old", Verb: verbStart, Outcome: outcomeDone}}
+	e.want = wantRecord{Job: "new", Verb: verbStop, By: byUser}
+	ours, theirs := testPair(t)
+	e.link = newConn(ours)
+	m.resume()
+	if m.jobs.job("web") != nil {
+		t.Fatal("there is a job")
+	}
+	var f shimFrame
+	c := newConn(theirs)
+	if err := theirs.SetReadDeadline(time.Now().Add(testPatience)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.readFrame(&f); err != nil || f.Op != opIdle {
+		t.Errorf("the shim is told %q (%v), want %q", f.Op, err, opIdle)
+	}
+}
+
 // A shim that was given up is looked for again by one timer, whatever comes between; a service that was forgotten is not.
 func TestLookedForAgainOnce(t *testing.T) {
 	m := &manager{home: home{t.TempDir()}, inbox: make(chan any, 8), services: map[string]*supervised{}}

@@ -10,12 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,13 +58,9 @@ func (x succession) carryOut() error {
 	return err
 }
 
-// exec is execve. What is handled now has its default action from the exec until the new program has handlers too, and that would end us: so
-// signals that come meanwhile wait, blocked in all threads. The runtime of the new program unblocks them when it gets handlers for them.
+// exec is execve. What is handled now has its default action from then until the new program has handlers too: SIGTERM ends us. It cannot
+// wait, for the Go runtime blocks it in no thread, and lets it through before its handlers stand.
 func (x succession) exec(will string) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	release := holdSignals()
-	defer release()
 	if x.hold != nil && !x.hold() {
 		return errHeld
 	}
@@ -78,23 +72,6 @@ func (x succession) exec(will string) error {
 	}
 	reach("succession.exec")
 	return fmt.Errorf("cannot execute %s: %w", x.program, syscall.Exec(x.program, x.argv, append(env, will)))
-}
-
-// holdSignals blocks SIGHUP, SIGINT and SIGTERM in all threads (with cgo, which the released program has not, in this one alone).
-func holdSignals() (release func()) {
-	var held uint64
-	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
-		held |= 1 << (sig - 1)
-	}
-	mask := func(how int) {
-		at := uintptr(unsafe.Pointer(&held))
-		_, _, errno := syscall.AllThreadsSyscall6(unix.SYS_RT_SIGPROCMASK, uintptr(how), at, 0, 8, 0, 0)
-		if errno != 0 {
-			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, uintptr(how), at, 0, 8, 0, 0)
-		}
-	}
-	mask(unix.SIG_BLOCK)
-	return func() { mask(unix.SIG_UNBLOCK) }
 }
 
 // writeWill writes the record into memory that has a descriptor (man 2 memfd_create), so that no disk can be too full for it.

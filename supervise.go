@@ -772,6 +772,9 @@ func (s *service) onSpawnFailed(now instant, e evSpawnFailed) {
 
 // onBusy: a start fails whose way is not clear, and a command of another step is left out.
 func (s *service) onBusy(now instant, e evBusy) {
+	if e.role == roleMain && !s.Main.zero() || e.role == roleControl && !s.Control.zero() {
+		return // a late word: it was started
+	}
 	s.spawned(e.role)
 	reason := "processes of an earlier run are left: " + pidList(e.left)
 	switch s.Sub {

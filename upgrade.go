@@ -219,13 +219,13 @@ func (m *manager) becomeHeir() {
 	m.ending = true // the shims start another one
 }
 
-// holdSignals ends the handling of signals, which are blocked. false: one was handled before, and waits to be heard.
+// holdSignals ends the handling of signals. false: one was handled before, and waits to be heard.
 func (m *manager) holdSignals() bool {
 	signal.Stop(m.signals) // until it returns, some may still come
 	if len(m.signals) == 0 {
 		return true
 	}
-	m.watchSignals() // before those that are blocked come through, which would end us
+	m.watchSignals()
 	return false
 }
 
