@@ -187,6 +187,11 @@ func (r *modelRun) now() int64 { return time.Since(r.began).Nanoseconds() }
 
 // record lets clients call at random, and returns what came of it. The last call looks at everything once more.
 func (r *modelRun) record(seed uint64, clients, calls int) *history {
+	old := map[string]int{} // lines of the runs before the present one: their PIDs come again
+	for i := range modelUnits {
+		text, _ := os.ReadFile(filepath.Join(r.dir, modelUnits[i].name+".lock"))
+		old[modelUnits[i].name] = max(0, strings.Count(string(text), "\n")-1)
+	}
 	h := &history{Before: r.call(-1, "status", "").Units, Runs: map[string][]int{}}
 	var each sync.WaitGroup
 	lists := make([][]modelCall, clients)
@@ -208,8 +213,10 @@ func (r *modelRun) record(seed uint64, clients, calls int) *history {
 		if fault := instanceFault(string(text)); fault != "" {
 			r.t.Errorf("seed %d: %s %s", seed, name, fault)
 		}
-		for line := range strings.Lines(string(text)) {
-			h.Runs[name] = append(h.Runs[name], lastPID(line))
+		for i, line := range slices.Collect(strings.Lines(string(text))) {
+			if i >= old[name] {
+				h.Runs[name] = append(h.Runs[name], lastPID(line))
+			}
 		}
 	}
 	return h
