@@ -593,6 +593,14 @@ func (s *service) startRole() role {
 	return roleMain
 }
 
+// presentRole is that of the commands of the present state.
+func (s *service) presentRole() role {
+	if s.Sub == starting {
+		return s.startRole()
+	}
+	return roleControl
+}
+
 func (s *service) enterStartPost(now instant) {
 	s.setState(now, startPost)
 	s.Started, s.RunBegan = now.wall, now.boot // RuntimeMaxSec counts from here
@@ -772,8 +780,8 @@ func (s *service) onSpawnFailed(now instant, e evSpawnFailed) {
 
 // onBusy: a start fails whose way is not clear, and a command of another step is left out.
 func (s *service) onBusy(now instant, e evBusy) {
-	if e.role == roleMain && !s.Main.zero() || e.role == roleControl && !s.Control.zero() {
-		return // a late word: it was started
+	if r := s.presentRole(); e.role != r || r == roleMain && !s.Main.zero() || r == roleControl && !s.Control.zero() {
+		return // a late word
 	}
 	s.spawned(e.role)
 	reason := "processes of an earlier run are left: " + pidList(e.left)
@@ -1559,10 +1567,7 @@ func (s *service) adoptStart(now instant, unheard bool) {
 // respawn starts the command of the present step again: it is known that it did not run.
 func (s *service) respawn(now instant) {
 	s.Spawning = ""
-	r := roleControl
-	if s.Sub == starting {
-		r = s.startRole()
-	}
+	r := s.presentRole()
 	if r == roleMain {
 		s.Main = pidRef{}
 	} else {
