@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -361,6 +362,45 @@ func BenchmarkBinaryStart(b *testing.B) {
 	b.ReportMetric(float64(st.Size())/1e6, "MB")
 }
 
+// BenchmarkInit is a first process that runs `true`, and what one that waits has of its own; floor is `true` without one, tini and dumb-init are
+// Debian's.
+func BenchmarkInit(b *testing.B) {
+	ours := filepath.Join(filepath.Dir(shippedBinary(b)), initName)
+	if err := os.Symlink("diakonos", ours); err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct{ name, command string }{
+		{"floor", "true"}, {"ours", ours + " -s true"}, {"tini", "/usr/bin/tini -s true"}, {"dumb-init", "/usr/bin/dumb-init true"},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			words := strings.Fields(c.command)
+			if _, err := exec.LookPath(words[0]); err != nil {
+				b.Skip(err)
+			}
+			for b.Loop() {
+				if err := exec.Command(words[0], words[1:]...).Run(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			if c.name == "floor" {
+				return
+			}
+			words[len(words)-1] = "sleep"
+			waits := exec.Command(words[0], append(words[1:], "1000")...)
+			waits.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+			if err := waits.Start(); err != nil {
+				b.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond)
+			kB := memoryKB(b, waits.Process.Pid, "Anonymous:")
+			_ = waits.Process.Signal(syscall.SIGTERM)
+			_ = waits.Wait()
+			b.ReportMetric(float64(kB), "anonymous-kB")
+		})
+	}
+}
+
 // benchHome runs the shipped binary in a home of its own, with services s0, s1, … that do nothing.
 type benchHome struct {
 	b     *testing.B
@@ -469,19 +509,25 @@ func BenchmarkShimMemory(b *testing.B) {
 	b.ReportMetric(float64(kilobytes)/float64(len(h.names)*b.N), "kB/shim")
 }
 
-// privateMemory reads smaps_rollup (proc_pid_smaps_rollup(5)) of the process that a PID file names.
+// privateMemory is that of the process that a PID file names.
 func privateMemory(b *testing.B, pidFile string) (kilobytes int) {
 	b.Helper()
 	text, err := os.ReadFile(pidFile)
 	if err != nil {
 		b.Fatal(err)
 	}
-	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", parsePIDFile(text)))
+	return memoryKB(b, parsePIDFile(text), "Private_")
+}
+
+// memoryKB adds up the fields of smaps_rollup (proc_pid_smaps_rollup(5)) that begin so.
+func memoryKB(b *testing.B, pid int, field string) (kilobytes int) {
+	b.Helper()
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		b.Fatal(err)
 	}
 	for line := range strings.Lines(string(rollup)) {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[0], "Private_") {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[0], field) {
 			n, _ := strconv.Atoi(f[1])
 			kilobytes += n
 		}

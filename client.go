@@ -1565,7 +1565,7 @@ both directions. Exit code 0 if all of them run this program now.`},
 		{name: "daemon", brief: "run the daemon in the foreground",
 			more: `As diakonosd does. Without it the first command starts one in the background.
 SIGTERM ends the daemon; services run on.`},
-		{name: "install", args: "[DIR]", brief: "make the links diakonos, diakonosctl, diakonosd, diakonos-run",
+		{name: "install", args: "[DIR]", brief: "make the links diakonos, diakonosctl, diakonosd, diakonos-run, diakonos-init",
 			flags: []string{"hard-links"}, bare: true, run: (*client).runInstall,
 			more: `They lie beside the binary, or in DIR, which is made if it is not there.`},
 		{name: "help", args: "[VERB]", brief: "this text, or more on a verb; `help keys` lists all keys of unit files", bare: true},
@@ -1799,7 +1799,7 @@ func makeLinks(args []string, hard bool) (made []string, err error) {
 			return nil, err
 		}
 	}
-	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName} {
+	for _, name := range [...]string{"diakonos", "diakonosctl", daemonName, shimName, initName} {
 		path := filepath.Join(dir, name)
 		if isProgram(path, exe) {
 			continue

@@ -49,10 +49,12 @@ pump: log sys sys_log
 succession: codec sys
 shim+spawn+renew: codec visible wire sys command unit log supervise state history environ tree child pump succession
 daemon+api+upgrade: visible wire value sys unit deps supervise state history tree succession
+dialect: visible wire value state
+init: dialect value sys
 render: visible wire log tree
 why: visible wire sys unit supervise state history render
 client: visible wire value sys unit log deps state tree api upgrade render why
-main: visible wire sys state environ succession shim daemon api client
+main: visible wire sys state environ succession shim daemon api dialect init client
 `
 
 // pureFiles compute only: nothing of the machine, no clock.

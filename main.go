@@ -5,6 +5,7 @@
 //	diakonos-run NAME       shim     one per running service: its supervisor
 //	diakonos-run -exec      stage    the service's own process just before execve
 //	diakonos-run -detach    helper   starts a batch of shims and ends
+//	diakonos-init CMD ARGS  init     the first process of a container, with one command; also as tini and as dumb-init
 //
 // The daemon plans and owns nothing that it cannot rebuild; the shim supervises, also while no daemon runs. Layers, lowest first:
 //
@@ -14,6 +15,7 @@
 //	state history environ tree child pump  the home; what happened; who a service is; its processes; the stage; its output
 //	succession                           a process becomes another program
 //	shim spawn renew, daemon api upgrade the two loops
+//	dialect init                         PID 1: how it is called, what it does
 //	render why client main               what people see
 //
 // On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state history unit.json shim.pid
@@ -26,7 +28,7 @@
 // Role: the personality table.
 // Runs in: all personalities.
 // Owns: nothing.
-// Uses: visible, wire, sys, state, environ, succession, shim, daemon, client.
+// Uses: visible, wire, sys, state, environ, succession, shim, daemon, dialect, init, client.
 package main
 
 import (
@@ -38,7 +40,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// personalities are the names that the binary is called by; install makes links of these names.
+// personalities are the names that the binary is called by; install makes links of those that are ours alone.
 var personalities = [...]struct {
 	name string
 	main func(args []string) int
@@ -47,6 +49,9 @@ var personalities = [...]struct {
 	{"diakonosctl", diakonosMain},
 	{"diakonosd", diakonosdMain},
 	{"diakonos-run", shimMain},
+	{initName, initMain},
+	{tiniName, initMain},
+	{dumbInitName, initMain},
 }
 
 // handDownBinary: without /proc the first of our processes finds out where the binary is, for all that come after it.

@@ -37,7 +37,7 @@ const underInit = "DIAKONOS_TEST_UNDER_INIT"
 // process runs the tests. A copy of the test binary under a personality's name is that personality.
 func TestMain(m *testing.M) {
 	commands := map[string]func(){
-		"diakonos": main, "diakonosctl": main, "diakonosd": main, "diakonos-run": main,
+		"diakonos": main, "diakonosctl": main, "diakonosd": main, "diakonos-run": main, initName: main, tiniName: main, dumbInitName: main,
 		"svc": svcMain, "rogue": rogueMain, filteredName: filteredMain,
 	}
 	_, personality := commands[filepath.Base(os.Args[0])]

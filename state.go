@@ -35,6 +35,7 @@ const (
 	sunLimit          = sunPathBytes
 	daemonName        = "diakonosd"
 	shimName          = "diakonos-run"
+	initName          = "diakonos-init"
 	socketName        = "daemon.sock"
 	shimSocketName    = "shim.sock"
 	lockFD            = 3 // in a daemon that was started by one of us

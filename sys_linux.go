@@ -649,6 +649,21 @@ func setProcessName(name string) {
 // becomeSubreaper makes orphaned descendants our children (man 2 PR_SET_CHILD_SUBREAPER).
 func becomeSubreaper() error { return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }
 
+// isSubreaper: orphaned descendants become our children; a process keeps that over execve.
+func isSubreaper() bool {
+	var is int32
+	err := unix.Prctl(unix.PR_GET_CHILD_SUBREAPER, uintptr(unsafe.Pointer(&is)), 0, 0, 0)
+	return err == nil && is == 1
+}
+
+// signalSet is a sigset_t of 64-bit Linux.
+func signalSet(signals ...syscall.Signal) (set unix.Sigset_t) {
+	for _, sig := range signals {
+		set.Val[0] |= 1 << (sig - 1)
+	}
+	return set
+}
+
 // closeInherited marks all descriptors from first on close-on-exec: nothing that we inherited leaks into what we start.
 func closeInherited(first int) {
 	if unix.CloseRange(uint(first), ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC) == nil { // Linux 5.11
