@@ -1250,7 +1250,7 @@ func (s *service) onDrained(now instant) {
 
 // enterDead closes the run: answers the job, and decides what comes next.
 func (s *service) enterDead(now instant) {
-	s.Main, s.Control = pidRef{}, pidRef{}
+	s.Main, s.Control, s.Spawning = pidRef{}, pidRef{}, "" // a process that has not reported by now is none of this run
 	if s.unit.PIDFile != "" {
 		s.do(removePIDFile{s.unit.PIDFile})
 	}
