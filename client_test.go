@@ -177,7 +177,7 @@ verbs:
   daemon-status  the daemon: version, uptime, home, what this machine cannot give
   daemon-upgrade daemon and shims become this program; services run on
   daemon         run the daemon in the foreground
-  install        make the links diakonos, diakonosctl, diakonosd, diakonos-run
+  install        make the links diakonos, diakonosctl, diakonosd, diakonos-run, diakonos-init
   help           this text, or more on a verb; `+"`help keys`"+` lists all keys of unit files
   version        version, commit, Go version
 
@@ -803,7 +803,7 @@ func TestVersionAndInstallAsJSON(t *testing.T) {
 	for range 2 { // links that are there are made anew
 		var links []string
 		code, out, errs = runCommand(t, "--json", "install", dir)
-		if err := json.Unmarshal([]byte(out), &links); err != nil || code != exitOK || errs != "" || len(links) != 4 {
+		if err := json.Unmarshal([]byte(out), &links); err != nil || code != exitOK || errs != "" || len(links) != 5 {
 			t.Errorf("install: code %d, %v, stdout %q, stderr %q", code, err, out, errs)
 		}
 	}

@@ -508,12 +508,32 @@ func FuzzStep(f *testing.F) {
 				w.s = newService(w.s.unit, w.s.runRecord) // the shim was killed
 				w.step("adopted", evAdopted{nothingRan: w.s.Spawning != "" && w.now.boot%2 == 0})
 			default:
-				if c := allEvents[int(b)%len(allEvents)]; !isJob(c.ev) {
+				if c := allEvents[int(b)%len(allEvents)]; !isJob(c.ev) && w.possible(c.ev) {
 					w.step(c.name, c.ev)
 				}
 			}
 		}
 	})
+}
+
+// possible: a guard is busy before the command of the present state is started, of which nothing is recorded then.
+func (f *stepper) possible(ev event) bool {
+	busy, ok := ev.(evBusy)
+	if !ok {
+		return true
+	}
+	if busy.role != f.s.presentRole() {
+		return false
+	}
+	if f.s.Spawning == busy.role {
+		f.s.Spawning = ""
+		if busy.role == roleMain {
+			f.s.Main = pidRef{}
+		} else {
+			f.s.Control = pidRef{}
+		}
+	}
+	return busy.role == roleMain && f.s.Main.zero() || busy.role == roleControl && f.s.Control.zero()
 }
 
 func isJob(ev event) bool { _, ok := ev.(evJob); return ok }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -46,6 +47,7 @@ type ran struct {
 }
 
 func runInit(cmd *exec.Cmd) ran {
+	defaultPipe()
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	_ = cmd.Run() // the code tells it
@@ -117,9 +119,13 @@ func TestInitTakesThePlace(t *testing.T) {
 	}
 }
 
+// defaultPipe: code under test may have had this process ignore SIGPIPE, which its children would inherit; what is handled they do not.
+func defaultPipe() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
+
 // startInit starts a first process and waits until its command has written its PID to the file `pid`.
 func startInit(t *testing.T, dir string, cmd *exec.Cmd) (command int) {
 	t.Helper()
+	defaultPipe()
 	cmd.Dir = dir
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -275,6 +281,7 @@ func TestInitOnATerminal(t *testing.T) {
 
 // TestInitPassesOn: what was ignored (man 1 nohup) and blocked stays so for the command; and its environment, directory and descriptors.
 func TestInitPassesOn(t *testing.T) {
+	defaultPipe()
 	bin := initPrograms(t)
 	for _, name := range []string{initName, tiniName, dumbInitName} {
 		look := "cat /proc/self/status; env; pwd; ls -l /proc/self/fd | wc -l"

@@ -780,9 +780,6 @@ func (s *service) onSpawnFailed(now instant, e evSpawnFailed) {
 
 // onBusy: a start fails whose way is not clear, and a command of another step is left out.
 func (s *service) onBusy(now instant, e evBusy) {
-	if r := s.presentRole(); e.role != r || r == roleMain && !s.Main.zero() || r == roleControl && !s.Control.zero() {
-		return // a late word
-	}
 	s.spawned(e.role)
 	reason := "processes of an earlier run are left: " + pidList(e.left)
 	switch s.Sub {
