@@ -993,7 +993,13 @@ func newStrangers(t *testing.T, pids ...int) *stranger {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		for _, pid := range s.all { // they die of its death, a moment later
+			eventually(testPatience, func() bool { p, lives := readProcess(pid); return !lives || !isNamed(p, "sleep") })
+		}
+	})
 	for range pids {
 		if _, err := fmt.Fscanln(out, &s.pid); err != nil {
 			t.Fatal(err)
