@@ -203,13 +203,17 @@ func TestSabotageIsSeen(t *testing.T) {
 			t.Run("broken", func(t *testing.T) {
 				sc := c.sc
 				sc.orders = append(c.orders, sc.orders...)
-				r := newTrial(t, &sc, 1)
-				r.expects, r.patience = true, testPatience
-				r.run(failOrder{"nobody", "nothing", 0, actWatch})
-				if all := strings.Join(r.hidden, "\n"); !strings.Contains(all, c.want) {
+				all := ""
+				for n := 0; n < 3 && !strings.Contains(all, c.want); n++ { // a kill may come when nothing of it can be seen
+					r := newTrial(t, &sc, 1)
+					r.expects, r.patience = true, testPatience
+					r.run(failOrder{"nobody", "nothing", 0, actWatch})
+					all = strings.Join(r.hidden, "\n")
+					r.endAll()
+				}
+				if !strings.Contains(all, c.want) {
 					t.Errorf("the observers say %q, want something with %q", all, c.want)
 				}
-				r.endAll()
 			})
 		})
 	}
