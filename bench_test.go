@@ -392,7 +392,9 @@ func BenchmarkInit(b *testing.B) {
 			if err := waits.Start(); err != nil {
 				b.Fatal(err)
 			}
-			time.Sleep(200 * time.Millisecond)
+			if !eventually(testPatience, func() bool { pids, _ := children(waits.Process.Pid); return len(pids) == 1 }) {
+				b.Fatal("it starts nothing")
+			}
 			kB := memoryKB(b, waits.Process.Pid, "Anonymous:")
 			_ = waits.Process.Signal(syscall.SIGTERM)
 			_ = waits.Wait()

@@ -180,15 +180,12 @@ func enterDirectory(o stageOrder) error {
 }
 
 // resetSignals gives every signal its default action and empties the mask: what a caller ignored (nohup) or blocked must not reach a
-// service. The mask is this thread's, which execve keeps: from here to there only raw system calls are made, which let go of no thread. A
-// zeroed struct sigaction is SIG_DFL on all architectures.
+// service. The mask is this thread's, which execve keeps: from here to there only raw system calls are made, which let go of no thread.
 func resetSignals() {
-	var action [4]uint64
-	for sig := 1; sig <= 64; sig++ {
-		if sig == int(syscall.SIGKILL) || sig == int(syscall.SIGSTOP) {
-			continue
+	for sig := syscall.Signal(1); sig <= 64; sig++ {
+		if sig != syscall.SIGKILL && sig != syscall.SIGSTOP {
+			resetSignal(sig)
 		}
-		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
 	}
 	var none uint64
 	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&none)), 0, 8, 0, 0)

@@ -17,7 +17,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,7 +50,7 @@ func initMain(args []string) int {
 type initLoop struct {
 	call     *initCall
 	children chan os.Signal         // SIGCHLD
-	signals  chan os.Signal         // all, SIGCHLD too
+	signals  chan os.Signal         // all others
 	handOff  [lastRTSignal + 1]bool // signals that come of giving the terminal away
 	pid      int                    // of the command
 	ended    bool
@@ -370,8 +369,7 @@ func (i *initLoop) dieOf(sig syscall.Signal) {
 	if os.Getpid() == 1 {
 		return
 	}
-	var action [4]uint64 // SIG_DFL of struct sigaction
-	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+	resetSignal(sig)
 	_ = unix.Kill(os.Getpid(), sig)
 	i.ended, i.code = true, 128+int(sig)
 }

@@ -1512,12 +1512,15 @@ func (s *service) onAdopted(now instant, e evAdopted) {
 	case s.Spawning != "" && e.nothingRan:
 		s.respawn(now)
 	default:
-		s.resume(now, e.unheard)
+		if e.unheard {
+			s.giveUpHearing(now)
+		}
+		s.resume(now)
 	}
 }
 
 // resume asks again for what the present state waits for.
-func (s *service) resume(now instant, unheard bool) {
+func (s *service) resume(now instant) {
 	switch s.Sub {
 	case startPre, startPost, stopping, stopPost:
 		if s.Control.zero() {
@@ -1528,7 +1531,7 @@ func (s *service) resume(now instant, unheard bool) {
 			s.respawn(now)
 		}
 	case starting:
-		s.adoptStart(now, unheard)
+		s.adoptStart(now)
 	case running:
 		if s.Main.zero() {
 			s.do(watch{scopeTree})
@@ -1546,13 +1549,15 @@ func (s *service) resume(now instant, unheard bool) {
 	}
 }
 
-func (s *service) adoptStart(now instant, unheard bool) {
-	if unheard {
-		s.Unheard = true
-		if s.Deadline == 0 {
-			s.Deadline = now.after(defaultTimeout)
-		}
+// giveUpHearing: READY=1 of this start may be lost, so it ends with its time, which may not be for ever.
+func (s *service) giveUpHearing(now instant) {
+	s.Unheard = true
+	if s.Deadline == 0 {
+		s.Deadline = now.after(defaultTimeout)
 	}
+}
+
+func (s *service) adoptStart(now instant) {
 	switch {
 	case s.unit.Type == typeForking && s.Control.zero() && s.Spawning == "":
 		s.do(findMain{})

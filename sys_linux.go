@@ -656,6 +656,12 @@ func isSubreaper() bool {
 	return err == nil && is == 1
 }
 
+// resetSignal gives a signal its default action. A zeroed struct sigaction is SIG_DFL on all architectures.
+func resetSignal(sig syscall.Signal) {
+	var action [4]uint64
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
+}
+
 // signalSet is a sigset_t of 64-bit Linux.
 func signalSet(signals ...syscall.Signal) (set unix.Sigset_t) {
 	for _, sig := range signals {
