@@ -28,9 +28,8 @@ type initCall struct {
 	name        string // as it was called
 	dialect     *dialect
 	command     []string
-	group       bool           // signals go to the command's process group
-	session     bool           // the command leads a session of its own, not only a process group
-	shares      bool           // the command stays in our process group
+	group       bool // signals go to the command's process group
+	place       commandPlace
 	subreaper   bool           // orphans come to us also where we are not PID 1
 	tellsReaped bool           // -w
 	verbosity   int            // what is said: say* with a level below it
@@ -38,6 +37,15 @@ type initCall struct {
 	success     [256]bool      // exit codes of the command that become 0
 	rewrite     [lastRTSignal + 1]syscall.Signal
 }
+
+// commandPlace is where the command runs.
+type commandPlace int
+
+const (
+	ownGroup   commandPlace = iota // it leads a process group of our session
+	ownSession                     // it leads a session
+	ourGroup
+)
 
 // dialect is what differs between the programs whose places we take.
 type dialect struct {
@@ -539,7 +547,7 @@ func dumbInitDialect() *dialect {
 }
 
 func parseDumbInit(c *initCall, args []string) *initAnswer {
-	c.session, c.group = true, true
+	c.place = ownSession
 	set := optionSet{letters: "chvVr:", long: map[string]byte{"single-child": 'c', "rewrite": 'r', "verbose": 'v', "help": 'h', "version": 'V'}}
 	list, rest, wrong := set.parse(args)
 	given := [dumbInitSignals + 1]bool{}
@@ -552,7 +560,7 @@ func parseDumbInit(c *initCall, args []string) *initAnswer {
 		case 'v':
 			c.verbosity = levelDebug
 		case 'c':
-			c.session = false
+			c.place = ourGroup
 		case 'r':
 			from, to, ok := strings.Cut(o.value, ":")
 			a, err1 := strconv.Atoi(from)
@@ -574,12 +582,12 @@ func parseDumbInit(c *initCall, args []string) *initAnswer {
 		c.say(sayDebug)
 	}
 	if os.Getenv("DUMB_INIT_SETSID") == "0" {
-		c.session = false
+		c.place = ourGroup
 		c.say(sayShared)
 	}
-	c.group, c.shares = c.session, !c.session
+	c.group = c.place == ownSession
 	for _, sig := range [...]syscall.Signal{syscall.SIGTSTP, syscall.SIGTTOU, syscall.SIGTTIN} {
-		if c.session && !given[sig] { // a process group without a parent in its session does not stop of these
+		if c.group && !given[sig] { // a process group without a parent in its session does not stop of these
 			c.rewrite[sig] = syscall.SIGSTOP
 		}
 	}

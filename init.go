@@ -18,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/mattn/go-isatty"
 	"golang.org/x/sys/unix"
 )
 
@@ -132,21 +133,21 @@ func (c *initCall) told(code int) int {
 // terminal before its first instruction, and without a signal.
 func (i *initLoop) start() (code int, ok bool) {
 	c := i.call
-	terminal := !c.shares && isTerminal(0)
-	if c.session {
+	terminal := c.place != ourGroup && isatty.IsTerminal(0)
+	if c.place == ownSession {
 		i.untie()
 	}
 	attr := &syscall.ProcAttr{Env: commandEnvironment(), Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{}}
 	var err syscall.Errno
 	if terminal {
 		mode := initStageGroup
-		if c.session {
+		if c.place == ownSession {
 			mode = initStageSession
 		}
 		argv := append([]string{c.name, initStageFlag, mode, strconv.Itoa(c.verbosity)}, c.command...)
 		i.pid, err = forkExec(selfExe(), argv, attr)
 	} else {
-		attr.Sys.Setsid, attr.Sys.Setpgid = c.session, !c.session && !c.shares
+		attr.Sys.Setsid, attr.Sys.Setpgid = c.place == ownSession, c.place == ownGroup
 		err = searchExec(c.command, func(path string, argv []string) (err syscall.Errno) {
 			i.pid, err = forkExec(path, argv, attr)
 			return err
@@ -157,7 +158,7 @@ func (i *initLoop) start() (code int, ok bool) {
 		return c.dialect.noExec(err), false
 	}
 	c.say(sayStarted, i.pid, c.command[0])
-	if c.session && !terminal {
+	if c.place == ownSession && !terminal {
 		c.say(sayNoTerminal, int(unix.ENOTTY), errorText(unix.ENOTTY))
 		c.say(saySession)
 	}
@@ -298,11 +299,6 @@ func takeForeground() error {
 		return nil
 	}
 	return err
-}
-
-func isTerminal(fd int) bool {
-	_, err := unix.IoctlGetTermios(fd, unix.TCGETS)
-	return err == nil
 }
 
 // ---- signals
