@@ -797,8 +797,7 @@ func killAlone(h home, report func(jobLine)) error {
 	if err != nil {
 		return err
 	}
-	m.previous, _ = h.readDaemon()
-	m.previous.Boot, m.previous.Wanted = m.boot, wantedStopped // whatever it was: nothing is to be started now
+	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedStopped} // whatever it was: nothing is to be started now
 	m.watchSignals()
 	if err := m.adoptAll(); err != nil {
 		return err

@@ -357,7 +357,7 @@ func (m *manager) writeSelf(wanted string, attempts int) error {
 	exe, _ := os.Readlink("/proc/self/exe")
 	reach("daemon.record")
 	return m.home.writeDaemon(daemonRecord{Version: protocolVersion, Boot: m.boot, PIDNS: m.pidns, Wanted: wanted, Mode: m.mode,
-		Daemon: refOf(os.Getpid()), Binary: exe, Build: version, Started: m.started, Attempts: attempts})
+		Daemon: refOf(os.Getpid()), Binary: exe, Build: version, Started: m.started, Attempts: attempts, Boots: m.boots()})
 }
 
 // say writes one line of ours: to daemon.log, and in the foreground to stderr too.
@@ -1542,10 +1542,13 @@ func (m *manager) resume() {
 	}
 	m.resumeAskers()
 	m.checkBindings()
-	if m.firstOfBoot() {
+	if m.boots() {
 		m.startEnabled()
+		m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
+		if err := m.writeSelf(wantedRunning, 0); err != nil {
+			m.say("%v", err)
+		}
 	}
-	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
 	m.unpark()
 }
 
@@ -1616,9 +1619,10 @@ func (m *manager) checkBinding(e *supervised) {
 	}
 }
 
-// firstOfBoot: no daemon of this boot was there before us, or the last one was ended by `kill`.
-func (m *manager) firstOfBoot() bool {
-	return m.previous.Boot != m.boot || m.previous.Wanted == wantedKilled
+// boots: this daemon starts what a boot starts. No daemon of this boot was there before us, or the last one was ended by `kill`, or one died
+// before all of that was a wish.
+func (m *manager) boots() bool {
+	return m.previous.Boot != m.boot || m.previous.Wanted == wantedKilled || m.previous.Boots
 }
 
 func (m *manager) startEnabled() {

@@ -220,6 +220,15 @@ func scenarios() []*scenario {
 				r.try("kill")
 				r.downAll()
 			}},
+		{name: "the first daemon of a boot", kinds: []subjectKind{chatty, simple, hooksKind}, blind: true,
+			before: func(r *trial) {
+				r.diakonos("enable", "chatty", "simple", "hooks")
+				r.diakonos("kill")
+			},
+			do: func(r *trial) {
+				r.upAll()
+				r.try("list")
+			}},
 		{name: "the daemon ends", kinds: []subjectKind{chatty}, before: (*trial).startAll,
 			do: func(r *trial) {
 				r.signal(syscall.SIGTERM, "@daemon")

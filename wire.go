@@ -264,6 +264,7 @@ type daemonRecord struct {
 	Build    string   `json:"build"`
 	Started  boottime `json:"started"`            // 0 while it is being started
 	Attempts int      `json:"attempts,omitempty"` // starts by shims since a daemon last lived 10 s
+	Boots    bool     `json:"boots,omitempty"`    // the units that a boot starts are not all recorded as wished yet
 }
 
 func (d *daemonRecord) fields(c *codec) {
@@ -277,6 +278,7 @@ func (d *daemonRecord) fields(c *codec) {
 	textField(c, "build", always, &d.Build)
 	numberField(c, "started", always, &d.Started)
 	numberField(c, "attempts", ifSet, &d.Attempts)
+	flagField(c, "boots", ifSet, &d.Boots)
 }
 
 const (
