@@ -1131,7 +1131,7 @@ func (s *shim) healLater() {
 // heal starts a daemon if none holds the home's lock. asker is a client that waits for it; nil = our own time has come.
 func (s *shim) heal(asker *conn) {
 	s.healAt = 0
-	if s.daemon != nil {
+	if s.daemon != nil && !s.daemon.hungUp() { // else it is dead, and the word of that is on its way to us
 		s.onHealed(msgHealed{nil, asker})
 		return
 	}

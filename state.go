@@ -45,6 +45,7 @@ const (
 	otherStarterLimit = 5 * time.Second        // wait for a daemon that something else keeps alive
 	healFirst         = 100 * time.Millisecond // pause of shim and daemon before they look after a lost other; it doubles
 	healMost          = 10 * time.Second
+	healAsks          = 3 // of a client inside a service, before it starts the daemon itself
 )
 
 // home is $DIAKONOS_HOME, absolute and clean.
@@ -601,14 +602,14 @@ func (h home) connectOrStart() (*os.File, error) {
 	if err := h.make(); err != nil {
 		return nil, err
 	}
-	if name := h.serviceOf(os.Getenv(scopeVariable)); name != "" {
-		h.askShimToHeal(name)
-	}
 	return h.startAndConnect()
 }
 
+// startAndConnect starts the daemon, unless somebody else does. A client inside a service has its shim do that: started by the client, the
+// daemon would belong to the tree of that service, and end with it.
 func (h home) startAndConnect() (*os.File, error) {
 	s := h.search()
+	service, asked := h.serviceOf(os.Getenv(scopeVariable)), 0
 	for {
 		f, lock, err := s.next()
 		if f != nil || err != nil {
@@ -617,6 +618,12 @@ func (h home) startAndConnect() (*os.File, error) {
 		if h.someoneElseStarts() && time.Since(s.began) < otherStarterLimit {
 			unix.Close(lock)
 			s.wait()
+			continue
+		}
+		if service != "" && asked < healAsks {
+			unix.Close(lock) // the shim takes it
+			h.askShimToHeal(service)
+			asked++
 			continue
 		}
 		closeInherited(3) // a pipe or a lock of our caller must not live as long as the daemon
@@ -712,7 +719,7 @@ func (h home) isShim(name string, pid int) bool {
 		sysStat("/proc/"+strconv.Itoa(pid)+"/cwd", &cwd) == nil && dir.Ino == cwd.Ino && dir.Dev == cwd.Dev
 }
 
-// askShimToHeal lets the shim of the service that we run in start the daemon: started by us it would belong to that service's tree.
+// askShimToHeal lets the shim of the service that we run in start the daemon, and waits until it has, or cannot.
 func (h home) askShimToHeal(name string) {
 	reach("heal.connect")
 	f, err := dialAt(h.runDir(name), shimSocketName)

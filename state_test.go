@@ -649,3 +649,48 @@ func TestOwnLogNeverWaits(t *testing.T) {
 		}
 	}
 }
+
+// TestClientInsideAsksAgain: the shim that a client inside a service asks to start the daemon may not know yet that the old one is dead. The
+// client asks again, and does not start a daemon that would belong to the service.
+func TestClientInsideAsksAgain(t *testing.T) {
+	h := home{t.TempDir()}
+	t.Setenv(scopeVariable, h.scopeID("web"))
+	dir := h.runDir("web")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	shim, err := listenAt(dir, shimSocketName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shim.Close()
+	go func() {
+		for ask := 1; ; ask++ {
+			f, err := acceptFrom(shim)
+			if err != nil {
+				return
+			}
+			c := newConn(f)
+			var hello, heal shimFrame
+			if err := errors.Join(c.readFrame(&hello), c.readFrame(&heal)); err != nil || heal.Op != opHeal {
+				t.Errorf("the client says %q and %q: %v", hello.Op, heal.Op, err)
+			}
+			if ask == 2 {
+				daemon, err := listenAt(h.path, socketName)
+				if err != nil {
+					t.Error(err)
+				}
+				t.Cleanup(func() { daemon.Close() })
+			}
+			f.Close()
+		}
+	}()
+	f, err := h.connectOrStart()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if _, err := os.Stat(h.daemonLog()); err == nil {
+		t.Error("the client has started a daemon itself")
+	}
+}
