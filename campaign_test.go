@@ -35,6 +35,7 @@ var (
 
 const (
 	campaignPatience = 30 * time.Second        // for what must come to pass in the end: a loaded machine is no failure
+	killPatience     = 60 * time.Second        // for the last `kill`: less than TimeoutStopSec, which no service here needs
 	commandPatience  = 15 * time.Second        // for a command; it is interrupted then
 	healPatience     = 1500 * time.Millisecond // for shims to start a daemon, before a client does it
 	journalTail      = 40                      // events shown with a fault
@@ -1191,9 +1192,12 @@ func (c *campaign) finish() {
 	}
 	c.checkLogs()
 	c.checkHistories()
-	if out, err := c.command("kill").CombinedOutput(); err != nil {
+	kill := c.command("kill")
+	stuck := time.AfterFunc(killPatience, func() { kill.Process.Kill() })
+	if out, err := kill.CombinedOutput(); err != nil {
 		c.fault("kill: %v\n%s", err, out)
 	}
+	stuck.Stop()
 	for _, p := range (&scriptState{work: c.dir, home: c.home}).leftovers() {
 		c.fault("after kill there is %s", p)
 	}

@@ -116,14 +116,8 @@ func joinCgroup(o stageOrder) error {
 	if o.Cgroup == "" {
 		return nil
 	}
-	fd, err := openRetry(o.Cgroup, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	reach("stage.join-cgroup")
-	_, err = sysWrite(fd, []byte("0"))
-	return err
+	return enterCgroup(o.Cgroup)
 }
 
 // restoreOOMScore undoes what the shim did for itself; it is best effort there, so here too.

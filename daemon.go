@@ -374,7 +374,15 @@ func (m *manager) findCgroup() {
 		m.weaker = append(m.weaker, "no cgroup v2 is visible: a process that sheds its session, its environment and its parent escapes `stop`")
 		return
 	}
-	base := own + "/diakonos-" + m.home.id()
+	name := "/diakonos-" + m.home.id()
+	if outside, _, within := strings.Cut(own, name+"/"); within { // a client inside a service has started us, for want of a shim to do it
+		reach("cgroup.leave")
+		if err := enterCgroup(outside + "/cgroup.procs"); err != nil {
+			m.weaker = append(m.weaker, fmt.Sprintf("the daemon belongs to the service that has started it, and ends with it: it cannot leave its cgroup %s: %v", own, err))
+		}
+		own = outside
+	}
+	base := own + name
 	probe := base + "/.probe"
 	reach("cgroup.probe")
 	err := os.MkdirAll(probe, 0o755)

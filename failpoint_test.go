@@ -40,7 +40,7 @@ syscall.ForkExec syscall.StartProcess syscall.Exec syscall.Kill
 os.Mkdir os.MkdirAll os.MkdirTemp os.Remove os.RemoveAll os.WriteFile os.Create os.CreateTemp os.Symlink os.Link os.Chmod os.Chown os.Lchown
 os.Rename os.Truncate os.StartProcess io.WriteString io.Copy fmt.Fprint fmt.Fprintf fmt.Fprintln .Write
 
-lockDirectory lockByte waitByte dropNotify reapChild pidfdSignal signalProcess signalAndContinue dialAt replaceFile rewriteFile writeJSON writeRecord
+enterCgroup lockDirectory lockByte waitByte dropNotify reapChild pidfdSignal signalProcess signalAndContinue dialAt replaceFile rewriteFile writeJSON writeRecord
 sysRead sysReadPipe sysWrite sysPwrite sysMkdir sysMkfifo sysUnlink sysRmdir sysRename sysChmod sysFchmod sysLchown sysFchown sysFtruncate sysFlock
 sysFcntlFlock sysBind sysConnect sysRenameNew sysAllocate sysZero home.writeDaemon launch.start conn.send conn.sendJSON conn.sendLine recordFile.write
 pump.setWord kernel.write kernel.truncate kernel.allocate kernel.rename

@@ -280,19 +280,14 @@ func scenarios() []*scenario {
 				r.order("start", "chatty")
 			}},
 		{name: "a command inside a service", kinds: []subjectKind{chatty, insideKind}, blind: true,
+			before: (*trial).readyInside,
+			do:     (*trial).askFromInside},
+		{name: "a command inside a service without a shim", kinds: []subjectKind{chatty, insideKind}, blind: true,
 			before: func(r *trial) {
-				file := filepath.Join(r.dir, "services/inside.service")
-				text, err := os.ReadFile(file)
-				r.must(err)
-				r.must(os.WriteFile(file, []byte(strings.NewReplacer("$HOME", r.home, "$BIN", r.bin).Replace(string(text))), 0o644))
-				r.startAll()
-				r.signal(syscall.SIGTERM, "@daemon")
+				r.readyInside()
+				r.signal(syscall.SIGKILL, "shim:inside")
 			},
-			do: func(r *trial) {
-				s := r.subject("inside")
-				r.must(os.WriteFile(s.file+".go", nil, 0o644))
-				r.until("the service has asked", func() bool { return exists(s.file + ".asked") })
-			}},
+			do: (*trial).askFromInside},
 		{name: "a daemon in the foreground", kinds: []subjectKind{chatty}, before: (*trial).startAll, blind: true,
 			do: (*trial).foreground},
 		{name: "leftovers", kinds: []subjectKind{leavingKind}, before: (*trial).startAll,
@@ -467,6 +462,22 @@ func scenarios() []*scenario {
 				unix.Close(lock)
 			}},
 	}
+}
+
+// readyInside starts a service that will give a command, and ends the daemon.
+func (r *trial) readyInside() {
+	file := filepath.Join(r.dir, "services/inside.service")
+	text, err := os.ReadFile(file)
+	r.must(err)
+	r.must(os.WriteFile(file, []byte(strings.NewReplacer("$HOME", r.home, "$BIN", r.bin).Replace(string(text))), 0o644))
+	r.startAll()
+	r.signal(syscall.SIGTERM, "@daemon")
+}
+
+func (r *trial) askFromInside() {
+	s := r.subject("inside")
+	r.must(os.WriteFile(s.file+".go", nil, 0o644))
+	r.until("the service has asked", func() bool { return exists(s.file + ".asked") })
 }
 
 // replaceProgram puts another file in the place of the one that commands run, as an installation does.

@@ -1256,6 +1256,17 @@ func ownCgroup() string {
 	return ""
 }
 
+// enterCgroup moves this process into a cgroup by its cgroup.procs (man 7 cgroups).
+func enterCgroup(procs string) error {
+	fd, err := openRetry(procs, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = sysWrite(fd, []byte("0"))
+	return err
+}
+
 // isNetworkFileSystem: locks and records there are shared with other kernels.
 func isNetworkFileSystem(path string) bool {
 	var fs unix.Statfs_t

@@ -429,7 +429,7 @@ func TestFailpoints(t *testing.T) {
 	var all []passed
 	var missing []string
 	complete := true
-	for range 3 { // whether some are reached is a matter of time
+	for range 6 { // whether some are reached is a matter of time
 		some, whole := watchAll(t, list, seed)
 		all, complete = append(all, some...), complete && whole
 		missing = slices.DeleteFunc(failpoints(t), func(name string) bool { return len(spotsOf(all, name)) > 0 || unreachable[name] != "" })
