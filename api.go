@@ -365,6 +365,10 @@ func (m *manager) answerDaemonStatus(c *session) {
 
 // answerDemand installs what start, stop, restart and reload ask for; the answer ends when all jobs have.
 func (m *manager) answerDemand(c *session, r request) {
+	if m.keeper != nil && m.keeper.until != 0 {
+		m.done(c, exitFailed, "the container is about to end: everything is being stopped")
+		return
+	}
 	if m.killer != nil && m.clients[m.killer.c] {
 		m.done(c, exitFailed, "`diakonos kill` is under way")
 		return
@@ -515,11 +519,25 @@ func (m *manager) answerKill(c *session) {
 		m.done(c, exitFailed, "`diakonos kill` is under way")
 		return
 	}
-	if err := m.writeSelf(wantedKilled, 0); err != nil {
-		m.say("%v", err) // kill goes on; it will not survive a crash
-	}
-	m.endUpgrade("`diakonos kill` has come")
 	a := &asker{c: c, verb: verbStop}
+	if m.keeper != nil { // that ends the container
+		if m.keeper.killer != nil {
+			m.done(c, exitFailed, "`diakonos kill` is under way")
+			return
+		}
+		m.keeper.killer = a
+		m.endContainer(exitOK)
+		return
+	}
+	m.stopAll(a, byKill, "")
+}
+
+// stopAll stops everything in order, then ends the daemon.
+func (m *manager) stopAll(a *asker, by, other string) {
+	if err := m.writeSelf(wantedKilled, 0); err != nil {
+		m.say("%v", err) // this goes on; it will not survive a crash
+	}
+	m.endUpgrade("everything is being stopped")
 	m.killer = a
 	var names []string
 	for name := range m.services {
@@ -528,7 +546,7 @@ func (m *manager) answerKill(c *session) {
 		}
 	}
 	slices.Sort(names)
-	m.submit(demand{Kind: stopJob, Names: names, By: byKill, Waiter: a})
+	m.submit(demand{Kind: stopJob, Names: names, By: by, For: other, Waiter: a})
 	m.awaitAnswers(time.Now()) // of a stop that was under way and whose shim has been reported
 }
 
@@ -573,8 +591,17 @@ func (m *manager) checkKill() {
 		reach("cgroup.remove-base")
 		_ = sysRmdir(m.cgroupBase)
 	}
+	if text != "" && m.killer.c == nil {
+		m.say("%s", text)
+	}
 	m.done(m.killer.c, code, text)
 	m.flush(m.killer.c)
+	if m.keeper != nil {
+		if m.keeper.refused {
+			code = exitFailed
+		}
+		m.keeper.say(keeperFrame{Op: keeperDone, Status: uint32(code)})
+	}
 	m.end()
 }
 
@@ -582,7 +609,10 @@ func (m *manager) checkKill() {
 func (m *manager) flush(first *session) {
 	limit := make(chan struct{})
 	defer time.AfterFunc(flushLimit, func() { close(limit) }).Stop()
-	list := []*session{first}
+	var list []*session
+	if first != nil {
+		list = append(list, first)
+	}
 	for c := range m.clients {
 		c.give() // what one that does not read holds up is not the others'
 		if c != first {

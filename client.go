@@ -127,28 +127,6 @@ func (c *client) findPlaces() (err error) {
 	return nil
 }
 
-// findServiceDir is the order of DESIGN.md section 5; the result is absolute: the daemon's directory is /.
-func findServiceDir(flag string, h home) (string, error) {
-	dir := flag
-	if dir == "" {
-		dir = os.Getenv("DIAKONOS_SERVICE_DIR")
-	}
-	if dir == "" {
-		dir = "/etc/diakonos"
-		for _, d := range []string{"services", filepath.Join(h.path, "services")} {
-			if st, err := os.Stat(d); err == nil && st.IsDir() {
-				dir = d
-				break
-			}
-		}
-	}
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return "", fmt.Errorf("cannot find service directory %q: %w", dir, err)
-	}
-	return abs, nil
-}
-
 // ---- messages
 
 // fail writes an error of one or more lines and its hints to stderr, and returns the exit code.
@@ -1422,7 +1400,7 @@ func (k *checker) load(path string) {
 	if err != nil {
 		full = path
 	}
-	u, err := loadUnit(path, placeOf(filepath.Dir(full), k.home, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR")))
+	u, err := loadUnit(path, placeOf(filepath.Dir(full), k.home, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), false))
 	if err == nil {
 		k.good = append(k.good, path)
 		k.units[u.Name], k.paths[u.Name] = u, path

@@ -1,7 +1,7 @@
 // Role: the daemon: start-up and adoption, shims and what is held for them, jobs, wishes. It only plans; supervision is the shims'.
 // Runs in: daemon; the client for `kill` without a daemon.
 // Owns: the home's lock, daemon.sock, daemon.pid, daemon.json, the wishes in run/; its state belongs to loop.
-// Uses: visible, wire, sys, unit, deps, supervise, state, history, tree, succession, api, upgrade.
+// Uses: visible, wire, sys, unit, deps, supervise, state, history, tree, succession, api, upgrade, kept.
 
 package main
 
@@ -73,6 +73,8 @@ type manager struct {
 	reserve    int                  // descriptor that is given up to answer when there is no other
 	bequest    *bequest             // of the program that this process was before, until its jobs are resumed; nil = it is new
 	upgrade    *upgrade             // `daemon-upgrade` is under way
+	keeper     *keeper              // the first process of a container, which keeps us; nil = there is none
+	exitCode   int                  // that we end with
 }
 
 // supervised is one service of the catalogue.
@@ -172,8 +174,8 @@ func daemonMain(h home, serviceDir string) int {
 		return reporter{}.fail(err)
 	}
 	mode := modeForeground
-	if os.Getenv(startedVariable) == modeAuto {
-		mode = modeAuto
+	if started := os.Getenv(startedVariable); started == modeAuto || started == modeInit {
+		mode = started
 	}
 	ready := readyReporter(mode)
 	m, err := newManager(h, mode)
@@ -181,6 +183,12 @@ func daemonMain(h home, serviceDir string) int {
 		return ready.fail(err)
 	}
 	m.serviceDir = serviceDir
+	if mode == modeInit {
+		if m.keeper, err = joinKeeper(keeperFD); err != nil {
+			return ready.fail(err)
+		}
+		m.serviceDir = m.keeper.ServiceDir
+	}
 	if err := m.listen(); err != nil {
 		return ready.fail(err)
 	}
@@ -194,7 +202,7 @@ func daemonMain(h home, serviceDir string) int {
 	ready.ok()
 	go m.accept(m.listener)
 	m.loop()
-	return exitOK
+	return m.exitCode
 }
 
 func (m *manager) watchSignals() {
@@ -244,7 +252,11 @@ func newManager(h home, mode string) (*manager, error) {
 		if lock, err = takeHome(h); err != nil {
 			return nil, err
 		}
-		closeInherited(3)
+		if mode == modeInit {
+			closeInherited(keeperFD + 1)
+		} else {
+			closeInherited(3)
+		}
 	} else {
 		closeInherited(lockFD) // a shim that had the lock or the ready pipe would keep them
 	}
@@ -432,6 +444,10 @@ func kernelAtLeast(major, minor int) bool {
 // ---- the loop
 
 func (m *manager) loop() {
+	if m.keeper != nil {
+		m.keeper.say(keeperFrame{Op: keeperHello})
+		go m.readKeeper()
+	}
 	for !m.ending {
 		m.handle(m.next())
 		for len(m.inbox) > 0 && !m.ending { // what came together is settled together
@@ -454,6 +470,9 @@ func (m *manager) next() any {
 // settle does what has come together in one round: new orders, and shims for them.
 func (m *manager) settle() {
 	m.refreshGraph()
+	if m.keeper != nil {
+		m.keeper.behind = nil
+	}
 	for {
 		orders := m.jobs.dispatch()
 		for _, o := range orders {
@@ -467,6 +486,7 @@ func (m *manager) settle() {
 	m.startShims()
 	m.unpark()
 	m.checkKill()
+	m.tellKeeper()
 	m.checkRest()
 }
 
@@ -507,6 +527,12 @@ func (m *manager) handle(msg any) {
 		}
 	case msgClientRests:
 		m.writerRests(msg.c)
+	case msgKeeper:
+		m.onKeeper(msg.f)
+		m.keeper.taken <- struct{}{}
+	case msgKeeperGone:
+		m.say("the first process has ended")
+		m.end() // services run on
 	case msgAcceptorRests:
 		m.upgrade.rest.accepts = false
 	case msgUpgradeDue:
@@ -751,12 +777,15 @@ func (m *manager) carryOut(o order) {
 			w.Then = verbStart
 		}
 	}
+	if o.Verb == stopJob {
+		w.Until = m.stopUntil(o.Job)
+	}
 	e.order = c
 	if e.record.Job.ID == c.id && e.record.Job.Outcome != "" { // a resumed one that has come to its end meanwhile
 		m.finish(e, resultOfOutcome(e.record.Job.Outcome), e.record.Job.Text)
 		return
 	}
-	if e.want.Job != w.Job || e.want.Verb != w.Verb {
+	if e.want.Job != w.Job || e.want.Verb != w.Verb || e.want.Until != w.Until {
 		if err := m.writeWant(e, w); err != nil && o.Verb != stopJob {
 			m.finish(e, jobFailed, err.Error())
 			return
@@ -1071,6 +1100,9 @@ func (m *manager) shimEnvironment() []string {
 	if m.cgroupBase != "" {
 		env = append(env, cgroupVariable+"="+m.cgroupBase)
 	}
+	if m.keeper != nil {
+		env = append(env, keeperVariable+"="+strconv.Itoa(m.keeper.pid))
+	}
 	return env
 }
 
@@ -1103,7 +1135,7 @@ func (m *manager) handOver(e *supervised) error {
 			return err
 		}
 	}
-	fresh := m.adopting[e] && e.tries == 0 && m.bequest == nil // its predecessor was started by a daemon before us
+	fresh := m.adopting[e] && e.tries == 0 && m.bequest == nil && m.keeper == nil // its predecessor was started by a daemon before us
 	reach("hand-over.hello")
 	err := e.link.send(shimFrame{Op: opHello, Proto: protocolVersion, Build: version, Role: "daemon", Fresh: fresh})
 	if err != nil || e.order == nil {
@@ -1191,7 +1223,7 @@ func (e *supervised) letGo() {
 
 // onState takes the new state of a service: its order may have an outcome, and others may depend on it.
 func (m *manager) onState(e *supervised, rec runRecord) {
-	wasUp, wasDown := m.isUp(e.name), m.isDown(e.name)
+	wasUp, wasDown, sub, invocation := m.isUp(e.name), m.isDown(e.name), e.record.Sub, e.record.Invocation
 	e.record = rec
 	if len(e.exits) > 0 && !e.link.hungUp() { // what a dead shim said last is older than what we reaped after it
 		e.exits = slices.DeleteFunc(e.exits, func(x exitNote) bool { return x.Ref != rec.Main && x.Ref != rec.Control })
@@ -1210,6 +1242,7 @@ func (m *manager) onState(e *supervised, rec runRecord) {
 	if isUp && !wasUp {
 		m.checkBinding(e)
 	}
+	m.actOnEnd(e, sub, invocation)
 }
 
 func resultOfOutcome(outcome string) jobResult {
@@ -1397,22 +1430,29 @@ func (m *manager) reap() {
 			return
 		}
 		if e := m.ownerOf(c.pid); e != nil {
-			m.handExit(e, c)
+			m.handExit(e, isPID(c.pid), c.exit)
 		}
 		reach("daemon.reap")
 		reapChild(c.pid)
 	}
 }
 
-// ownerOf finds the service whose main or control process this is. A shim may have died between its record and its frame.
+// ownerOf finds the service whose main or control process this child of ours is; nil = it is a shim, a helper, or foreign.
 func (m *manager) ownerOf(pid int) *supervised {
 	if m.shims[pid] != nil || m.helpers[pid] {
 		delete(m.shims, pid) // only now: until it is reaped nobody else has its PID
 		delete(m.helpers, pid)
 		return nil
 	}
+	return m.serviceOf(isPID(pid))
+}
+
+func isPID(pid int) func(pidRef) bool { return func(ref pidRef) bool { return ref.PID == pid } }
+
+// serviceOf finds the service whose main or control process is meant. A shim may have died between its record and its frame.
+func (m *manager) serviceOf(same func(pidRef) bool) *supervised {
 	for _, e := range m.services {
-		if e.record.Main.PID == pid || e.record.Control.PID == pid {
+		if same(e.record.Main) || same(e.record.Control) {
 			return e
 		}
 	}
@@ -1424,7 +1464,7 @@ func (m *manager) ownerOf(pid int) *supervised {
 			rec, _ := m.home.readState(name, m.boot)
 			e.last = &rec
 		}
-		if e.last.Main.PID == pid || e.last.Control.PID == pid {
+		if same(e.last.Main) || same(e.last.Control) {
 			e.record = *e.last
 			return e
 		}
@@ -1432,12 +1472,12 @@ func (m *manager) ownerOf(pid int) *supervised {
 	return nil
 }
 
-func (m *manager) handExit(e *supervised, c waitedChild) {
+func (m *manager) handExit(e *supervised, same func(pidRef) bool, exit exitStatus) {
 	ref := e.record.Main
-	if ref.PID != c.pid {
+	if !same(ref) {
 		ref = e.record.Control
 	}
-	note := exitNote{ref, c.exit}
+	note := exitNote{ref, exit}
 	e.exits = append(e.exits, note) // kept for its successor, should this shim die before it has recorded it
 	if e.link != nil {
 		m.poke(e, shimFrame{Op: opExit, Exit: &note})
@@ -1458,6 +1498,9 @@ func (m *manager) adoptAll() error {
 	}
 	if m.bequest != nil {
 		m.reap() // what ended while we became another program
+	}
+	if m.keeper != nil {
+		m.hearKeeper() // what ended while there was no daemon
 	}
 	m.stale = true
 	m.refreshGraph()
@@ -1550,8 +1593,21 @@ func (m *manager) resume() {
 	}
 	m.resumeAskers()
 	m.checkBindings()
+	if m.keeper != nil && m.keeper.until != 0 {
+		m.beginShutdown()
+		m.unpark()
+		return
+	}
+	m.checkActions()
+	var units []string
+	if m.keeper != nil || m.boots() {
+		units = m.bootUnits()
+	}
+	if m.keeper != nil {
+		m.keeper.units = units
+	}
 	if m.boots() {
-		m.startEnabled()
+		m.startBoot(units)
 		m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
 		if err := m.writeSelf(wantedRunning, 0); err != nil {
 			m.say("%v", err)
@@ -1631,26 +1687,4 @@ func (m *manager) checkBinding(e *supervised) {
 // before all of that was a wish.
 func (m *manager) boots() bool {
 	return m.previous.Boot != m.boot || m.previous.Wanted == wantedKilled || m.previous.Boots
-}
-
-func (m *manager) startEnabled() {
-	units, err := m.home.enabledUnits()
-	if err != nil {
-		m.say("cannot read %s: %v", m.home.enabledDir(), err)
-	}
-	var names []string
-	for name, path := range units {
-		m.loadClosure([]string{name}, filepath.Dir(path))
-		names = append(names, name)
-	}
-	if len(names) == 0 {
-		return
-	}
-	slices.Sort(names)
-	m.stale = true
-	for _, a := range m.submit(demand{Kind: startJob, Names: names, By: byEnabled}).Answers {
-		if a.Err != nil {
-			m.say("%v", a.Err)
-		}
-	}
 }

@@ -137,7 +137,7 @@ func TestLateWordsOfADeadShim(t *testing.T) {
 	e.link = newConn(ours)
 	ref := pidRef{PID: 1 << 30, Start: 1}
 	e.record.Control = ref
-	m.handExit(e, waitedChild{pid: ref.PID, exit: exitStatus{exitExited, exitNeverRan}})
+	m.handExit(e, isPID(ref.PID), exitStatus{exitExited, exitNeverRan})
 	before := runRecord{Sub: reload, Spawning: roleControl} // it names no process yet
 	theirs.Close()
 	m.onShim(msgShim{e: e, link: e.link, f: shimFrame{Op: opState, State: &before}})

@@ -343,6 +343,7 @@ const (
 	byDependency = "dependency"
 	byEnabled    = "enabled"
 	byKill       = "kill"
+	byBoot       = "boot" // of a container: all that it starts, and its end
 )
 
 type jobResult string
@@ -601,6 +602,31 @@ func (q *jobs) dispatch() []order {
 	q.ready = q.ready[:0]
 	slices.SortFunc(orders, func(a, b order) int { return strings.Compare(a.Job.Unit, b.Job.Unit) })
 	return orders
+}
+
+// stopsBehind tells of each job that stops how many other stops have to follow, one after the other.
+func (q *jobs) stopsBehind() map[*job]int {
+	longest := make(map[*job]int, len(q.byUnit))
+	var count func(j *job) int
+	count = func(j *job) int {
+		n, known := longest[j]
+		if known {
+			return n
+		}
+		for _, s := range j.stop.blocks {
+			if s == &s.job.stop {
+				n = max(n, 1+count(s.job))
+			}
+		}
+		longest[j] = n
+		return n
+	}
+	for _, j := range q.byUnit {
+		if j.hasStop() {
+			count(j)
+		}
+	}
+	return longest
 }
 
 // verb is what is to be done for the present stage. A restart is whole if only its own start waits for its stop and for nothing else.

@@ -8,6 +8,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -517,4 +518,17 @@ func TestDeepAndWide(t *testing.T) {
 	}
 	w.ask("stop" + names.String())
 	same(t, "first stop", w.begin(), "stop u0000")
+}
+
+// TestStopsBehind: how many stops have to follow decides what a shutdown leaves to each.
+func TestStopsBehind(t *testing.T) {
+	w := newWorld("a\nb requires a\nc requires b\nd requires a\nlone\n", "a b c d lone")
+	w.q.submit(demand{Kind: stopJob, Names: []string{"a", "b", "c", "d", "lone"}, NewID: func(n string) string { return n }})
+	got := map[string]int{}
+	for j, n := range w.q.stopsBehind() {
+		got[j.Unit] = n
+	}
+	if want := map[string]int{"a": 0, "b": 1, "c": 2, "d": 1, "lone": 0}; !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }

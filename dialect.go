@@ -1,7 +1,7 @@
 // Role: how the first process of a container is called and what it says: as diakonos-init, as tini, as dumb-init.
 // Runs in: init.
 // Owns: nothing.
-// Uses: visible, wire, value, state.
+// Uses: visible, wire, value, unit, state, console.
 
 package main
 
@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unicode"
 )
 
@@ -36,6 +37,15 @@ type initCall struct {
 	parentDeath syscall.Signal // that we get when our parent ends; 0 = none
 	success     [256]bool      // exit codes of the command that become 0
 	rewrite     [lastRTSignal + 1]syscall.Signal
+
+	// as supervisor
+	keeps      bool     // there is a daemon below us
+	starts     []string // units by name that are started at first; none = the enabled ones, else all
+	home       home
+	serviceDir string        // absolute
+	grace      time.Duration // for the end of all
+	whenIdle   bool          // the container ends when nothing runs any more
+	logFormat  string        // of the console
 }
 
 // commandPlace is where the command runs.
@@ -80,35 +90,41 @@ const (
 
 // What an init can say.
 const (
-	sayNoReaper   = iota // nothing
-	sayExec              // program, error
-	sayPrepare           // error
-	sayDebug             // nothing: it says more
-	sayShared            // nothing: the command gets no session of its own
-	saySubreaper         // nothing
-	sayStarted           // PID, program
-	sayUntied            // error: the terminal was not ours
-	sayLed               // nothing: as leader of the session
-	sayNotLed            // nothing
-	sayNoTerminal        // error
-	saySession           // nothing
-	sayChild             // nothing: a child has ended
-	sayGot               // number, name
-	sayHandOff           // number: it comes of the terminal's hand-off
-	sayRewritten         // number, number
-	sayDropped           // number
-	saySent              // number
-	sayNoCommand         // nothing: the command is dead already
-	sayNotSent           // error
-	sayStopped           // nothing
-	sayReaped            // PID
-	sayOrphan            // PID
-	sayExit              // PID, code
-	saySignal            // PID, number, name
-	sayEnded             // code
-	sayNothing           // nothing is left to reap
-	sayNoneYet           // nothing has ended
-	sayBye               // nothing
+	sayNoReaper     = iota // nothing
+	sayExec                // program, error
+	sayPrepare             // error
+	sayDebug               // nothing: it says more
+	sayShared              // nothing: the command gets no session of its own
+	saySubreaper           // nothing
+	sayStarted             // PID, program
+	sayUntied              // error: the terminal was not ours
+	sayLed                 // nothing: as leader of the session
+	sayNotLed              // nothing
+	sayNoTerminal          // error
+	saySession             // nothing
+	sayChild               // nothing: a child has ended
+	sayGot                 // number, name
+	sayHandOff             // number: it comes of the terminal's hand-off
+	sayRewritten           // number, number
+	sayDropped             // number
+	saySent                // number
+	sayNoCommand           // nothing: the command is dead already
+	sayNotSent             // error
+	sayStopped             // nothing
+	sayReaped              // PID
+	sayOrphan              // PID
+	sayExit                // PID, code
+	saySignal              // PID, number, name
+	sayEnded               // code
+	sayNothing             // nothing is left to reap
+	sayNoneYet             // nothing has ended
+	sayBye                 // nothing
+	sayNoDaemon            // error
+	sayDaemonKilled        // signal's name
+	sayDaemonEnded         // code
+	sayNotUp               // program
+	sayOvertime            // nothing
+	sayConsole             // nothing
 	sayings
 )
 
@@ -265,9 +281,20 @@ func (o optionSet) parseLong(text string, args []string) (option, []string, stri
 // ---- diakonos-init
 
 const initUsage = `Usage: diakonos-init [OPTION]... [--] COMMAND [ARGUMENT]...
+       diakonos-init [OPTION]... [--start UNIT,...] [-- COMMAND [ARGUMENT]...]
 
 The first process of a container: starts COMMAND, sends it all signals, reaps what is left to it, and ends as COMMAND ends: with its
 exit code, 128 + the signal's number, 127 where there is no such program, 126 where it cannot be executed.
+
+Without COMMAND, or with units to start before it, it keeps services running: the units of --start, else the enabled ones, else all of the
+service directory. SIGTERM, SIGINT, SIGPWR and SIGRTMIN+3 stop all in order, a second one in haste; SIGHUP reads the units again.
+
+  --start UNIT,...      units to start at first, with what they require (DIAKONOS_START)
+  --grace TIME          for the end of all: seconds, or 1min and such; 10s if not given
+  --exit-when-idle      end when nothing runs any more
+  --log-format FORMAT   of the services' output on our standard output: text (NAME | line) or json, a line each
+  --home DIR            as of the other commands (DIAKONOS_HOME)
+  --service-dir DIR     likewise (DIAKONOS_SERVICE_DIR)
 
   -g         send signals to COMMAND's process group
   -s         reap orphans also where this is not PID 1 (PR_SET_CHILD_SUBREAPER)
@@ -295,11 +322,17 @@ func ownDialect() *dialect {
 			saySent:     {levelDebug, "sent signal %[1]d"},
 			sayNoCommand: {levelWarn,
 				"the command has ended, so a signal could not be sent on"},
-			sayNotSent: {levelWarn, "cannot send the signal on: %[1]s"},
-			sayStopped: {levelInfo, "stops itself too"},
-			sayOrphan:  {levelWarn, "reaped process %[1]d"},
-			sayExit:    {levelInfo, "process %[1]d ended with code %[2]d"},
-			saySignal:  {levelInfo, "process %[1]d was ended by signal %[2]d (%[3]s)"},
+			sayNotSent:      {levelWarn, "cannot send the signal on: %[1]s"},
+			sayStopped:      {levelInfo, "stops itself too"},
+			sayOrphan:       {levelWarn, "reaped process %[1]d"},
+			sayExit:         {levelInfo, "process %[1]d ended with code %[2]d"},
+			saySignal:       {levelInfo, "process %[1]d was ended by signal %[2]d (%[3]s)"},
+			sayNoDaemon:     {levelWarn, "cannot start the daemon: %[1]s"},
+			sayDaemonKilled: {levelWarn, "the daemon was killed (%[1]s) and is started again; services run on"},
+			sayDaemonEnded:  {levelWarn, "the daemon has ended with code %[1]d and is started again; services run on"},
+			sayNotUp:        {levelWarn, "%[1]s is not started: what is to run before it did not start"},
+			sayConsole:      {levelWarn, "what copies the services' output to here has ended; their logs go on"},
+			sayOvertime:     {levelWarn, "the time for the end is over (--grace): what still runs is killed"},
 		}}
 	return d
 }
@@ -309,8 +342,11 @@ func parseOwn(c *initCall, args []string) *initAnswer {
 	if len(args) == 1 && args[0] == "--version" {
 		return &initAnswer{out: "diakonos " + version + "\n"}
 	}
-	set := optionSet{letters: "gswhvp:e:r:", long: map[string]byte{"help": 'h'}}
+	set := optionSet{letters: "gswhvp:e:r:" + ownLetters, long: map[string]byte{"help": 'h', "start": optStart, "grace": optGrace, "exit-when-idle": optIdle,
+		"home": optHome, "service-dir": optDir, "log-format": optFormat}}
 	list, rest, wrong := set.parse(args)
+	c.grace, c.logFormat = defaultGrace, consoleText
+	starts, homeFlag, dirFlag := os.Getenv(startVariable), "", ""
 	for _, o := range list {
 		if wrong != "" {
 			break
@@ -336,16 +372,84 @@ func parseOwn(c *initCall, args []string) *initAnswer {
 			wrong = c.addSuccess(o.value)
 		case 'r':
 			wrong = c.addRewrite(o.value)
+		case optStart:
+			starts = o.value
+		case optGrace:
+			d, err := parseDuration(o.value)
+			if n, nerr := strconv.Atoi(o.value); nerr == nil {
+				d, err = time.Duration(n)*time.Second, nil
+			}
+			if err != nil || d <= 0 || d == infinity {
+				wrong = fmt.Sprintf("--grace wants a time such as 10s, not %q", o.value)
+			}
+			c.grace = d
+		case optIdle:
+			c.whenIdle = true
+		case optHome:
+			homeFlag = o.value
+		case optDir:
+			dirFlag = o.value
+		case optFormat:
+			if c.logFormat = o.value; o.value != consoleText && o.value != consoleJSON {
+				wrong = fmt.Sprintf("--log-format is text or json, not %q", o.value)
+			}
 		}
 	}
-	if wrong == "" && len(rest) == 0 {
-		wrong = "no command is given"
+	c.command = rest
+	if wrong == "" {
+		wrong = c.supervise(starts, homeFlag, dirFlag)
 	}
 	if wrong != "" {
 		return &initAnswer{err: fmt.Sprintf("%s: %s\nTry '%s -h'.\n", initName, visible(wrong), initName), code: exitUsage}
 	}
-	c.command = rest
 	return nil
+}
+
+// Options that have no letter.
+const (
+	optStart = iota + 1
+	optGrace
+	optIdle
+	optHome
+	optDir
+	optFormat
+
+	ownLetters = "\x01:\x02:\x03\x04:\x05:\x06:"
+)
+
+const (
+	startVariable = "DIAKONOS_START" // for users: as --start
+	defaultGrace  = 10 * time.Second // as of docker stop
+)
+
+// supervise tells whether services are to be kept, and finds their places. With a command that takes a unit that is named or enabled.
+func (c *initCall) supervise(starts, homeFlag, dirFlag string) (wrong string) {
+	for word := range strings.FieldsFuncSeq(starts, func(r rune) bool { return r == ',' || r == ' ' }) {
+		name, err := unitName(word)
+		if err != nil {
+			return "--start: " + err.Error()
+		}
+		c.starts = append(c.starts, name)
+	}
+	var err error
+	c.home, err = findHome(homeFlag)
+	if len(c.command) > 0 && len(c.starts) == 0 {
+		units, _ := c.home.enabledUnits()
+		if err != nil || len(units) == 0 {
+			return ""
+		}
+	}
+	if err == nil {
+		c.serviceDir, err = findServiceDir(dirFlag, c.home)
+	}
+	switch {
+	case err != nil:
+		return err.Error()
+	case len(c.command) == 0 && os.Getpid() != 1 && !c.subreaper:
+		return "no command is given, and only the first process of a container (PID 1), or one with -s, keeps services"
+	}
+	c.keeps = true
+	return ""
 }
 
 func (c *initCall) addSuccess(text string) (wrong string) {

@@ -185,6 +185,9 @@ func (e *environment) unset(pattern string) {
 // what belongs to the service.
 func buildEnvironment(u *unit, a account, scope string, extra []string) (*environment, *stageFailureText) {
 	e := &environment{}
+	if keeperPID() != 0 {
+		e.list = containerEnvironment(os.Environ())
+	}
 	path := rootPath
 	if a.uid != 0 && a.home != "/" && a.home != "" {
 		path = a.home + "/.local/bin:" + a.home + "/bin:" + rootPath
@@ -193,8 +196,16 @@ func buildEnvironment(u *unit, a account, scope string, extra []string) (*enviro
 	if !ok {
 		lang = "C.UTF-8"
 	}
-	e.list = append(e.list, "PATH="+path, "HOME="+a.home, "USER="+a.name, "LOGNAME="+a.name, "SHELL="+a.shell, "LANG="+lang)
-	e.list = append(e.list, extra...)
+	for _, assignment := range []string{"PATH=" + path, "HOME=" + a.home, "USER=" + a.name, "LOGNAME=" + a.name, "SHELL=" + a.shell, "LANG=" + lang} {
+		name, _, _ := strings.Cut(assignment, "=")
+		ofContainer := !a.switched || name == "PATH" || name == "LANG"
+		if _, has := e.get(name); !has || !ofContainer {
+			e.set(assignment)
+		}
+	}
+	for _, assignment := range extra {
+		e.set(assignment)
+	}
 	for _, name := range u.PassEnvironment {
 		if v, ok := os.LookupEnv(name); ok {
 			e.set(name + "=" + v)
@@ -215,6 +226,11 @@ func buildEnvironment(u *unit, a account, scope string, extra []string) (*enviro
 	}
 	e.set(scopeVariable + "=" + scope)
 	return e, nil
+}
+
+// containerEnvironment is what the services of a container get of its environment: all but what is ours.
+func containerEnvironment(env []string) []string {
+	return slices.DeleteFunc(daemonEnvironment(env), func(a string) bool { return strings.HasPrefix(a, "DIAKONOS_") })
 }
 
 // filesOf are the files that a pattern of glob(7) names, in the order of their names; without any the pattern is a path like others.

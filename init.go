@@ -1,7 +1,7 @@
 // Role: the first process of a container: starts one command, sends it every signal, reaps all orphans, and ends as the command ends.
 // Runs in: init.
 // Owns: the command's process, and what falls to this process because its parent has died.
-// Uses: dialect, value, sys.
+// Uses: wire, value, sys, dialect, console, keep.
 
 package main
 
@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/mattn/go-isatty"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,9 @@ func initMain(args []string) int {
 		name = os.Args[1]
 	}
 	c := newInitCall(name, dialectOf(filepath.Base(name)))
+	if len(args) > 0 && args[0] == consoleFlag {
+		return consoleMain(args[1:])
+	}
 	if len(args) > 3 && args[0] == initStageFlag {
 		return initStage(c, args[1:])
 	}
@@ -53,10 +57,13 @@ type initLoop struct {
 	children chan os.Signal         // SIGCHLD
 	signals  chan os.Signal         // all others
 	handOff  [lastRTSignal + 1]bool // signals that come of giving the terminal away
-	pid      int                    // of the command
+	pid      int                    // of the command; 0 = it does not run
+	keep     *upkeep                // the daemon; nil = there is only the command
 	ended    bool
 	code     int
 }
+
+func (i *initLoop) finish(code int) { i.ended, i.code = true, code }
 
 func (i *initLoop) run() int {
 	c := i.call
@@ -78,7 +85,18 @@ func (i *initLoop) run() int {
 		c.say(sayPrepare, errorText(err))
 		return 1
 	}
-	if code, ok := i.start(); !ok {
+	var frames <-chan keeperFrame
+	var due <-chan time.Time
+	if c.keeps {
+		var err error
+		if i.keep, err = newKeep(i); err != nil {
+			c.say(sayPrepare, errorText(err))
+			return 1
+		}
+		frames, due = i.keep.frames, i.keep.timer.C
+		i.keep.startDaemon()
+		i.keep.startConsole()
+	} else if code, ok := i.start(); !ok {
 		return c.told(code)
 	}
 	signal.Notify(i.signals, append(kept, unix.SIGURG)...)
@@ -91,9 +109,15 @@ func (i *initLoop) run() int {
 			c.say(sayChild)
 			i.reap()
 		case sig := <-i.signals:
-			if sig, ok := sig.(syscall.Signal); ok {
+			if sig, ok := sig.(syscall.Signal); ok && i.keep != nil {
+				i.keep.onSignal(sig)
+			} else if ok {
 				i.forward(sig)
 			}
+		case f := <-frames:
+			i.keep.onFrame(f)
+		case <-due:
+			i.keep.onTime()
 		}
 	}
 	c.say(sayBye)
@@ -377,7 +401,11 @@ func (i *initLoop) reap() {
 	c := i.call
 	for {
 		var ws unix.WaitStatus
-		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		ref := pidRef{PID: -1}
+		if i.keep != nil {
+			ref = endedRef()
+		}
+		pid, err := unix.Wait4(ref.PID, &ws, unix.WNOHANG, nil)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -394,15 +422,31 @@ func (i *initLoop) reap() {
 		if pid == i.pid || c.dialect.tellsAll {
 			c.tellEnd(pid, ws)
 		}
+		if i.keep != nil && pid == i.keep.daemon {
+			i.keep.daemonEnded(ws)
+			continue
+		}
+		if i.keep != nil && pid == i.keep.console {
+			i.keep.consoleEnded(ws)
+			continue
+		}
 		if pid != i.pid {
 			if c.tellsReaped && c.tells(sayOrphan) {
 				c.say(sayOrphan, pid)
+			}
+			if i.keep != nil {
+				i.keep.orphanEnded(ref, uint32(ws))
 			}
 			continue
 		}
 		i.ended, i.code = true, ws.ExitStatus()
 		if ws.Signaled() {
 			i.code = 128 + int(ws.Signal())
+		}
+		if i.keep != nil {
+			i.ended, i.pid = false, 0
+			i.keep.commandEnded(c.told(i.code))
+			continue
 		}
 		if c.dialect.parting {
 			i.send(unix.SIGTERM)

@@ -411,6 +411,12 @@ func (c *initCall) text() string {
 	return strings.Join(append(words, fmt.Sprint(c.command)), " ")
 }
 
+// awaitChild waits for the end of a child and does not reap it.
+func awaitChild(pid int) {
+	var info [128]byte
+	_, _, _ = unix.Syscall6(unix.SYS_WAITID, unix.P_PID, uintptr(pid), uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
+}
+
 // TestInitAllocatesNothing: signals and orphans cost no memory, for ever.
 func TestInitAllocatesNothing(t *testing.T) {
 	for _, name := range []string{initName, tiniName, dumbInitName} {
@@ -432,8 +438,7 @@ func TestInitAllocatesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var info [128]byte
-			_, _, _ = unix.Syscall6(unix.SYS_WAITID, unix.P_PID, uintptr(pid), uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
+			awaitChild(pid)
 		}
 		without := testing.AllocsPerRun(20, orphan)
 		if n := testing.AllocsPerRun(20, func() { orphan(); i.reap() }); n > without {

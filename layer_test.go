@@ -48,12 +48,13 @@ child: wire sys
 pump: log sys sys_log
 succession: codec sys
 shim+spawn+renew: codec visible wire sys command unit log supervise state history environ tree child pump succession
-daemon+api+upgrade: visible wire value sys unit deps supervise state history tree succession
-dialect: visible wire value state
-init: dialect value sys
+daemon+api+upgrade+kept+action: codec visible wire value sys unit deps supervise state history tree succession
 render: visible wire log tree
 why: visible wire sys unit supervise state history render
 client: visible wire value sys unit log deps state tree api upgrade render why
+console: visible wire log sys state render
+dialect: visible wire value unit state console
+init+keep: codec wire value sys state dialect console
 main: visible wire sys state environ succession shim daemon api dialect init client
 `
 
@@ -65,7 +66,7 @@ var pureFiles = []string{"deps", "supervise"}
 var pureNames = []string{"syscall.Signal", "syscall.SIG", "syscall.Errno", "unix.SignalName"}
 
 // lockFree files have one owner goroutine each, and no mutex.
-var lockFree = []string{"daemon", "api", "upgrade", "shim", "spawn", "renew"}
+var lockFree = []string{"daemon", "api", "upgrade", "kept", "action", "shim", "spawn", "renew"}
 
 // noImports: what each process would pay for at its start (DESIGN.md section 10), and what the shim must not do.
 var noImports = []string{"net", "net/http", "os/exec", "os/user", "regexp", "hash/crc32", "log", "log/slog", "text/template", "html/template"}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -1087,6 +1088,55 @@ func (c *logCursor) give(r logRecord) {
 		c.queued = nil
 	}
 	c.queued = append(c.queued, r)
+}
+
+// logPlace is a place in a log, at the beginning of a record.
+type logPlace struct {
+	inode  uint64
+	offset int64
+}
+
+// place is where the cursor is, if all that lies before it was given.
+func (c *logCursor) place() (p logPlace, ok bool) {
+	if len(c.queued) > 0 || c.chain[streamOut].open || c.chain[streamErr].open {
+		return p, false
+	}
+	f, at := c.live, c.liveAt
+	if len(c.files) > 0 {
+		f, at = c.files[0].file, c.at-int64(len(c.buf))
+	}
+	if f == nil {
+		return p, false
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return p, false
+	}
+	return logPlace{st.Sys().(*syscall.Stat_t).Ino, at}, true
+}
+
+// goTo leaves out what lies before a place; false = the file of that place is gone.
+func (c *logCursor) goTo(p logPlace) bool {
+	for i, f := range c.files {
+		st, err := os.Lstat(filepath.Join(c.source.Dir, rotatedName(f.rotated)))
+		if f.file != nil {
+			st, err = f.file.Stat()
+		}
+		if err == nil && st.Sys().(*syscall.Stat_t).Ino == p.inode {
+			c.dropBefore(i, p.offset)
+			return true
+		}
+	}
+	return false
+}
+
+// lost tells, before catchUp, whether files may have been removed that the cursor has not come to: the one that it has read last is.
+func (c *logCursor) lost() bool {
+	if c.live == nil {
+		return false
+	}
+	st, err := c.live.Stat()
+	return err == nil && st.Sys().(*syscall.Stat_t).Nlink == 0
 }
 
 // ---- reading: merging

@@ -5,7 +5,8 @@
 //	diakonos-run NAME       shim     one per running service: its supervisor
 //	diakonos-run -exec      stage    the service's own process just before execve
 //	diakonos-run -detach    helper   starts a batch of shims and ends
-//	diakonos-init CMD ARGS  init     the first process of a container, with one command; also as tini and as dumb-init
+//	diakonos-init CMD ARGS  init     the first process of a container: one command, as tini and dumb-init have it, or a daemon with services
+//	diakonos-init -console  console  copies the services' logs to the standard output of a container
 //
 // The daemon plans and owns nothing that it cannot rebuild; the shim supervises, also while no daemon runs. Layers, lowest first:
 //
@@ -14,12 +15,13 @@
 //	deps supervise                       pure: jobs and order; the state machine of a service
 //	state history environ tree child pump  the home; what happened; who a service is; its processes; the stage; its output
 //	succession                           a process becomes another program
-//	shim spawn renew, daemon api upgrade the two loops
-//	dialect init                         PID 1: how it is called, what it does
-//	render why client main               what people see
+//	shim spawn renew                     the loop of a shim
+//	daemon api upgrade kept action       the loop of the daemon
+//	render why client                    what people see
+//	console dialect init keep main       PID 1: what it shows, how it is called, one command, a daemon that it keeps
 //
 // On disk, below $DIAKONOS_HOME: daemon.sock daemon.pid daemon.json daemon.log, enabled/NAME, run/NAME/ (want state history unit.json shim.pid
-// main.pid shim.sock out err pump notify) and log/NAME/. docs/protocols.md tells what each file means, and the protocols P and L.
+// main.pid shim.sock out err pump notify console) and log/NAME/. docs/protocols.md tells what each file means, and the protocols P and L.
 //
 // Words: a *unit* is a parsed unit file; a *service* is its runtime object; a *run* is one start with its end; a *wish* is what was asked
 // for last; a *job* is the work on one unit; a *stage* is a service's process before execve; the *guard* is a lock that lives as long as
@@ -104,8 +106,12 @@ func diakonosMain(args []string) int {
 }
 
 func diakonosdMain(args []string) int {
-	if os.Getenv(startedVariable) != "" || os.Getenv(willVariable) != "" { // started by one of us: no flags, and no time to lose
+	started := os.Getenv(startedVariable)
+	switch {
+	case started == modeAuto || started == modeInit || os.Getenv(willVariable) != "": // started by one of us: no flags, and no time to lose
 		return daemonMain(home{os.Getenv(homeVariable)}, "")
+	case os.Getpid() == 1:
+		return initMain(args)
 	}
 	return diakonosMain(append([]string{"daemon"}, args...))
 }

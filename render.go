@@ -1151,8 +1151,11 @@ type logLine struct {
 }
 
 func (v *view) logJSON(name string, r logRecord) error {
-	l := logLine{Time: r.Time.UTC().Format(time.RFC3339Nano), Name: name, Stream: r.Stream, Partial: r.Partial, Gap: r.Gap,
-		Text: strings.ToValidUTF8(string(r.Text), "\uFFFD")}
-	_, err := v.w.Write(append(jsonText(&l), '\n'))
+	_, err := v.w.Write(append(logJSON(name, r), '\n'))
 	return err
+}
+
+func logJSON(name string, r logRecord) []byte {
+	return jsonText(&logLine{Time: r.Time.UTC().Format(time.RFC3339Nano), Name: name, Stream: r.Stream, Partial: r.Partial, Gap: r.Gap,
+		Text: strings.ToValidUTF8(string(r.Text), "\uFFFD")})
 }

@@ -220,9 +220,9 @@ func scenarios() []*scenario {
 				r.try("kill")
 				r.downAll()
 			}},
-		{name: "the first daemon of a boot", kinds: []subjectKind{chatty, simple, hooksKind}, blind: true,
+		{name: "the first daemon of a boot", kinds: []subjectKind{chatty, simple, notify}, blind: true,
 			before: func(r *trial) {
-				r.diakonos("enable", "chatty", "simple", "hooks")
+				r.diakonos("enable", "chatty", "simple", "notify")
 				r.diakonos("kill")
 			},
 			do: func(r *trial) {
@@ -290,6 +290,8 @@ func scenarios() []*scenario {
 			do: (*trial).askFromInside},
 		{name: "a daemon in the foreground", kinds: []subjectKind{chatty}, before: (*trial).startAll, blind: true,
 			do: (*trial).foreground},
+		{name: "a container", kinds: []subjectKind{chatty, againKind}, blind: true,
+			do: (*trial).contain},
 		{name: "leftovers", kinds: []subjectKind{leavingKind}, before: (*trial).startAll,
 			do: func(r *trial) {
 				leaves := func(n int) {

@@ -1049,10 +1049,16 @@ func (s *shim) readWant(job string, pause time.Duration) {
 		time.AfterFunc(pause, func() { s.inbox <- msgWant{job, min(2*pause, healMost)} })
 		return
 	}
-	if err != nil || w.Job == "" || w.Job == s.svc.Job.ID || job != "" && w.Job != job {
+	if err != nil || w.Job == "" || job != "" && w.Job != job {
 		return // unreadable = leave as it is
 	}
-	ev := evJob{id: w.Job, verb: w.Verb, by: w.By, other: w.For}
+	ev := evJob{id: w.Job, verb: w.Verb, by: w.By, other: w.For, until: w.Until}
+	if w.Job == s.svc.Job.ID {
+		if w.Until != s.svc.Job.Until {
+			s.feed(ev)
+		}
+		return
+	}
 	if w.Verb != verbStop {
 		if ev.unit, err = s.home.readUnit(s.name); err != nil {
 			s.warn("%v", err)
@@ -1325,7 +1331,7 @@ func (s *shim) onGone(m msgGone) {
 
 // daemonReaps: the zombie is the daemon's child, so its note is on the way; it knows more than /proc may show us.
 func (s *shim) daemonReaps(parent int) bool {
-	return s.daemon != nil && s.home.isDaemon(parent)
+	return s.daemon != nil && (s.home.isDaemon(parent) || parent == keeperPID() && parent != 0)
 }
 
 // awaitStatus waits until the process is reaped (its pidfd hangs up), at most statusLimit.

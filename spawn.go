@@ -562,7 +562,7 @@ func (s *shim) readNotify() {
 		s.onNotify(sender, parseNotify(buf[:size]))
 		_ = s.save() // on a full disk it counts all the same
 		reach("notify.take")
-		if dropNotify(s.notify.fd) != nil {
+		if dropDatagram(s.notify.fd) != nil {
 			return
 		}
 	}

@@ -29,6 +29,8 @@ const (
 	dirVariable       = "DIAKONOS_SERVICE_DIR"
 	noStartVariable   = "DIAKONOS_NO_AUTOSTART"
 	scopeVariable     = "DIAKONOS_SCOPE"  // ids of the services that a process belongs to, outermost first
+	orderVariable     = "DIAKONOS_ORDER"  // what the first process of a container asks of its daemon: a bootOrder
+	keeperVariable    = "DIAKONOS_KEEPER" // the PID of the first process, for daemon and shims that it keeps
 	startedVariable   = "DIAKONOS_START"  // set by the starter of a daemon: descriptors 3 and 4 are its lock and its ready pipe
 	cgroupVariable    = "DIAKONOS_CGROUP" // of shims: directory for services' cgroups
 	outerVariable     = "DIAKONOS_OUTER"  // of shims: the scope that the daemon itself runs in
@@ -98,6 +100,28 @@ func defaultHome() string {
 		return d + "/diakonos"
 	}
 	return ""
+}
+
+// findServiceDir is the order of DESIGN.md section 5; the result is absolute: the daemon's directory is /.
+func findServiceDir(flag string, h home) (string, error) {
+	dir := flag
+	if dir == "" {
+		dir = os.Getenv("DIAKONOS_SERVICE_DIR")
+	}
+	if dir == "" {
+		dir = "/etc/diakonos"
+		for _, d := range []string{"services", filepath.Join(h.path, "services")} {
+			if st, err := os.Stat(d); err == nil && st.IsDir() {
+				dir = d
+				break
+			}
+		}
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("cannot find service directory %q: %w", dir, err)
+	}
+	return abs, nil
 }
 
 // make creates what the home needs; it may exist.
@@ -214,7 +238,7 @@ func (h home) tidy() {
 
 // placeOf is what unit files in dir depend on.
 func (h home) placeOf(dir string) place {
-	return placeOf(dir, h.path, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"))
+	return placeOf(dir, h.path, os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), keeperPID() != 0)
 }
 
 // id names this home within a boot: it is short, survives a rename, and is a valid file name.
@@ -740,6 +764,12 @@ func (h home) askShimToHeal(name string) {
 
 // ---- a daemon: starting it
 
+// keeperPID is the PID of the first process, for one of us that it keeps; 0 = there is none.
+func keeperPID() int {
+	pid, _ := strconv.Atoi(os.Getenv(keeperVariable))
+	return pid
+}
+
 // daemonEnvironment drops from env what belongs to a service that we may run in.
 func daemonEnvironment(env []string) []string {
 	keep := make([]string, 0, len(env)+2)
@@ -750,7 +780,7 @@ func daemonEnvironment(env []string) []string {
 		case name == scopeVariable || name == outerVariable && outer == "":
 			outer = val
 		case name == "INVOCATION_ID", name == "NOTIFY_SOCKET", strings.HasPrefix(name, "LISTEN_"), strings.HasPrefix(name, "WATCHDOG_"),
-			name == startedVariable, name == cgroupVariable, name == homeVariable, name == outerVariable:
+			name == startedVariable, name == cgroupVariable, name == homeVariable, name == outerVariable, name == orderVariable, name == keeperVariable:
 		default:
 			keep = append(keep, e)
 		}

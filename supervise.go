@@ -113,6 +113,9 @@ const (
 	shortRunsFree  = 5                // after so many short runs the growing delay joins in
 )
 
+// lastMoment is what each step of a stop after SIGTERM gets, also when the time that a shutdown leaves is over.
+const lastMoment = 250 * time.Millisecond
+
 // drainLimit bounds the wait for the last output when something that we may not end still holds the FIFO.
 const drainLimit = 2 * time.Second
 
@@ -148,7 +151,8 @@ type event interface{ isEvent() }
 type evJob struct {
 	id, verb  string
 	unit      *unit
-	by, other string // as By and For of the wish
+	by, other string   // as By and For of the wish
+	until     boottime // likewise
 }
 
 // evSpawned: execve of the main or control process has succeeded.
@@ -403,15 +407,16 @@ func (s *service) finishJob(outcome, text string) {
 }
 
 func (s *service) takeJob(e evJob) {
-	s.Job = jobRecord{ID: e.id, Verb: e.verb, By: e.by, For: e.other}
+	s.Job = jobRecord{ID: e.id, Verb: e.verb, By: e.by, For: e.other, Until: e.until}
 	if e.unit != nil && e.verb != verbReload {
 		s.next = e.unit
 	}
 }
 
 func (s *service) onJob(now instant, e evJob) {
-	if e.id == s.Job.ID && e.id != "" {
-		return // the same wish, read again
+	if e.id == s.Job.ID && e.id != "" { // the same wish, read again
+		s.hurry(now, e.until)
+		return
 	}
 	switch e.verb {
 	case verbStart:
@@ -459,8 +464,49 @@ func (s *service) onStop(now instant, e evJob) {
 	case running, exited:
 		s.enterStop(now)
 	case stopping, stopSigterm, stopSigkill, stopPost, finalSigterm, finalSigkill:
-		// on its way; the job is answered at the end
+		s.boundStep(now) // on its way; the job is answered at the end
 	}
+}
+
+// hurry: a shutdown leaves less time for the stop under way.
+func (s *service) hurry(now instant, until boottime) {
+	if s.openJob() && until != 0 && (s.Job.Until == 0 || until < s.Job.Until) {
+		s.Job.Until = until
+		s.boundStep(now)
+	}
+}
+
+// boundStep lets the present step of a stop take no longer than a shutdown leaves.
+func (s *service) boundStep(now instant) {
+	if activeOf(s.Sub) != deactivating {
+		return
+	}
+	if by := s.stopBy(now); s.Deadline == 0 || by != 0 && by < s.Deadline {
+		s.Deadline = by
+	}
+}
+
+// stopBy is when the present step of a stop has to end: after TimeoutStopSec, or with the time that a shutdown leaves for the whole stop.
+func (s *service) stopBy(now instant) boottime {
+	by, until := now.after(s.unit.TimeoutStopSec), s.Job.Until
+	if until == 0 || !s.openJob() {
+		return by
+	}
+	if s.Sub != stopping && s.Sub != stopSigterm {
+		until = max(until, now.after(lastMoment))
+	}
+	if by == 0 || until < by {
+		return until
+	}
+	return by
+}
+
+// stopLimit tells what stopBy was.
+func (s *service) stopLimit(now instant) string {
+	if s.openJob() && s.Job.Until != 0 && now.boot >= s.Job.Until {
+		return "the time that the shutdown leaves"
+	}
+	return fmt.Sprintf("%s (TimeoutStopSec)", s.unit.TimeoutStopSec)
 }
 
 // takeEnding takes a job that ends what is there, and notes it: not again one that a new daemon resumes under another id.
@@ -542,11 +588,13 @@ func (s *service) begin(now instant, why historyEvent) {
 	if s.openJob() && s.Job.Verb == verbRestart {
 		s.Job.Verb = verbStart // its stop is done
 	}
+	last := s.Exit
 	s.Exit, s.StatusText, s.Left, s.Killed, s.Unheard, s.Reason = exitStatus{}, "", nil, false, false, ""
 	s.Main, s.Control, s.Spawning, s.Orphans = pidRef{}, pidRef{}, "", nil
 	s.Result = resultSuccess
 	s.RunBegan = now.boot
 	if !s.startAllowed(now) {
+		s.Exit = last // that is how it ended
 		s.fail(resultStartLimitHit, fmt.Sprintf("started %d times within %s (StartLimitBurst)", len(s.Starts), s.unit.StartLimitIntervalSec))
 		s.enterInactive(now, failed)
 		s.finishJob(outcomeFailed, s.Reason)
@@ -669,16 +717,12 @@ func (s *service) runControl(now instant, list []command) bool {
 
 // run starts a command of the present state. Each has its full timeout, as in systemd (man 5 systemd.service, TimeoutStopSec=).
 func (s *service) run(now instant, r role, cmd command) {
-	s.Deadline = now.after(s.timeout())
-	s.do(spawn{r, cmd})
-}
-
-// timeout is what a command of the present state may take.
-func (s *service) timeout() time.Duration {
-	if s.Sub == stopping || s.Sub == stopPost {
-		return s.unit.TimeoutStopSec
+	if activeOf(s.Sub) == deactivating {
+		s.Deadline = s.stopBy(now)
+	} else {
+		s.Deadline = now.after(s.unit.TimeoutStartSec)
 	}
-	return s.unit.TimeoutStartSec
+	s.do(spawn{r, cmd})
 }
 
 // commands is the list that the present state works through.
@@ -833,7 +877,7 @@ func (s *service) onNotify(now instant, e evNotify) {
 			s.Reason = "the service said that it is stopping"
 			s.note(historyEvent{Kind: eventStop, By: causeService})
 			s.setState(now, stopSigterm)
-			s.Deadline = now.after(s.unit.TimeoutStopSec)
+			s.Deadline = s.stopBy(now)
 			s.do(watch{scopeMain})
 		case e.msg.Reloading && !e.msg.Ready: // else it is done with it already
 			s.note(historyEvent{Kind: eventReload, By: causeService})
@@ -1123,7 +1167,7 @@ func (s *service) enterStop(now instant) {
 func (s *service) enterSignal(now instant, sub subState) {
 	s.setState(now, sub)
 	s.Spawning = ""
-	s.Deadline = now.after(s.unit.TimeoutStopSec)
+	s.Deadline = s.stopBy(now)
 	if s.unit.KillMode == killNone {
 		s.enterStopPost(now)
 		return
@@ -1213,7 +1257,7 @@ func (s *service) enterStopPost(now instant) {
 // enterFinal ends what is still there after ExecStopPost, then waits for the last output.
 func (s *service) enterFinal(now instant) {
 	s.setState(now, finalSigterm)
-	s.Deadline = now.after(s.unit.TimeoutStopSec)
+	s.Deadline = s.stopBy(now)
 	s.signalFinal()
 }
 
@@ -1228,7 +1272,7 @@ func (s *service) signalFinal() {
 
 func (s *service) enterFinalSigkill(now instant) {
 	s.setState(now, finalSigkill)
-	s.Deadline = now.after(s.unit.TimeoutStopSec)
+	s.Deadline = s.stopBy(now)
 	s.signalFor(finalSigkill)
 }
 
@@ -1438,7 +1482,7 @@ func (s *service) onTimeout(now instant) {
 		s.Control, s.Spawning = pidRef{}, ""
 		s.enterRunning(now)
 	case stopping:
-		s.fail(resultTimeout, fmt.Sprintf("ExecStop did not end within %s (TimeoutStopSec)", s.unit.TimeoutStopSec))
+		s.fail(resultTimeout, "ExecStop did not end within "+s.stopLimit(now))
 		s.enterSignal(now, stopSigterm)
 	case stopSigterm:
 		s.onStopTimeout(now)
@@ -1446,17 +1490,17 @@ func (s *service) onTimeout(now instant) {
 		s.fail(resultTimeout, "processes did not end after SIGKILL")
 		s.enterStopPost(now)
 	case stopPost:
-		s.fail(resultTimeout, fmt.Sprintf("ExecStopPost did not end within %s (TimeoutStopSec)", s.unit.TimeoutStopSec))
+		s.fail(resultTimeout, "ExecStopPost did not end within "+s.stopLimit(now))
 		s.enterFinal(now)
 	case finalSigterm:
-		s.failIfLeft()
+		s.failIfLeft(now)
 		if len(s.Left) > 0 && s.unit.SendSIGKILL && s.unit.KillMode != killNone {
 			s.enterFinalSigkill(now)
 			return
 		}
 		s.enterDead(now) // also where only the last output is missing
 	case finalSigkill:
-		s.failIfLeft()
+		s.failIfLeft(now)
 		s.enterDead(now)
 	case autoRestart:
 		s.Restarts++
@@ -1468,14 +1512,14 @@ func (s *service) onTimeout(now instant) {
 }
 
 // failIfLeft: the shim tells what is left before it tells the timeout.
-func (s *service) failIfLeft() {
+func (s *service) failIfLeft(now instant) {
 	if len(s.Left) > 0 {
-		s.fail(resultTimeout, fmt.Sprintf("processes did not end within %s after ExecStopPost (TimeoutStopSec)", s.unit.TimeoutStopSec))
+		s.fail(resultTimeout, fmt.Sprintf("processes did not end after ExecStopPost within %s", s.stopLimit(now)))
 	}
 }
 
 func (s *service) onStopTimeout(now instant) {
-	s.fail(resultTimeout, fmt.Sprintf("did not stop within %s (TimeoutStopSec)", s.unit.TimeoutStopSec))
+	s.fail(resultTimeout, "did not stop within "+s.stopLimit(now))
 	if !s.unit.SendSIGKILL {
 		s.enterStopPost(now)
 		return

@@ -936,6 +936,55 @@ func TestStopInEveryState(t *testing.T) {
 	}
 }
 
+// TestStopWithinAShutdown: whatever a stop is at, it is over with the time that a shutdown leaves, but for a moment for each step after SIGTERM.
+func TestStopWithinAShutdown(t *testing.T) {
+	bound := func(d *driver, id string, left time.Duration) boottime {
+		until := d.now.boot + boottime(left)
+		d.feed(evJob{id: id, verb: verbStop, by: "boot", until: until})
+		return until
+	}
+	for _, sub := range subStates {
+		for _, hurried := range []bool{false, true} {
+			d := inState(t, sub)
+			d.deaf, d.immortal = true, false
+			until := bound(d, "s", 5*time.Second)
+			if hurried {
+				until = bound(d, "s", time.Second)
+				bound(d, "s", time.Hour) // which changes nothing
+			}
+			for range 20 {
+				if d.s.Sub == dead || d.s.Sub == failed || d.s.Deadline == 0 {
+					break
+				}
+				d.timeout()
+			}
+			if d.s.Sub != dead && d.s.Sub != failed || d.main || d.control {
+				t.Errorf("%s, hurried %v: ends in %s, main lives %v", sub, hurried, d.s.Sub, d.main)
+			}
+			if late := time.Duration(d.now.boot - until); late > 4*lastMoment {
+				t.Errorf("%s, hurried %v: %v late", sub, hurried, late)
+			}
+			if sub != finalSigkill { // there SIGKILL was sent in vain
+				d.answered(outcomeDone)
+			}
+		}
+	}
+	d := drive(t, `ExecStop="x"`, `ExecStopPost="y"`).act("start")
+	d.deaf = true
+	bound(d, "s", 3*time.Second)
+	d.timeout()
+	d.is(stopSigterm, resultTimeout)
+	if want := "ExecStop did not end within the time that the shutdown leaves"; d.s.Reason != want {
+		t.Errorf("the reason is %q, want %q", d.s.Reason, want)
+	}
+	d = drive(t, `TimeoutStopSec=2`).act("start")
+	d.deaf = true
+	bound(d, "s", time.Hour)
+	if d.s.Deadline != d.now.after(2*time.Second) {
+		t.Error("TimeoutStopSec does not count in a shutdown")
+	}
+}
+
 func TestRestartInEveryState(t *testing.T) {
 	for _, sub := range subStates {
 		d := inState(t, sub)

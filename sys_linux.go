@@ -542,6 +542,57 @@ func endedChild() (waitedChild, error) {
 	return waitedChild{int(info.pid), exitStatus{how, int(info.status)}}, nil
 }
 
+// endedRef identifies a child that has ended and is not reaped, without allocating anything; PID -1 = there is none.
+func endedRef() pidRef {
+	var info siginfoChild
+	if _, _, errno := unix.Syscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT|unix.WNOHANG, 0, 0); errno != 0 || info.pid == 0 {
+		return pidRef{PID: -1}
+	}
+	ref := pidRef{PID: int(info.pid)}
+	if fd, err := unix.PidfdOpen(ref.PID, 0); err == nil {
+		ref.Ino = pidfdInode(fd)
+		unix.Close(fd)
+	}
+	if ref.Ino == 0 {
+		ref.Start = startTime(ref.PID)
+	}
+	return ref
+}
+
+// startTime is field 22 of /proc/PID/stat, read without allocating anything; 0 = not known.
+func startTime(pid int) uint64 {
+	var path [32]byte
+	b := strconv.AppendInt(append(path[:0], "/proc/"...), int64(pid), 10)
+	b = append(b, "/stat\x00"...)
+	fd, _, errno := unix.Syscall6(unix.SYS_OPENAT, atCWD, uintptr(unsafe.Pointer(&b[0])), unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	var text [512]byte
+	n, _, errno := unix.Syscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&text[0])), uintptr(len(text)))
+	unix.Close(int(fd))
+	if errno != 0 {
+		return 0
+	}
+	rest := text[:n]
+	rest = rest[bytes.LastIndexByte(rest, ')')+1:] // field 3 begins behind the name
+	var start uint64
+	for field := 2; len(rest) > 0; rest = rest[1:] {
+		switch c := rest[0]; {
+		case c == ' ':
+			field++
+		case field == 22 && c >= '0' && c <= '9':
+			start = 10*start + uint64(c-'0')
+		case field > 22:
+			return start
+		}
+	}
+	return start
+}
+
+// atCWD is AT_FDCWD as an argument of a raw system call.
+const atCWD = ^uintptr(99)
+
 // isChild: pid is a child of ours that runs, or has ended and was not reaped.
 func isChild(pid int) bool {
 	for {
@@ -1152,8 +1203,18 @@ func peekNotify(fd int, buf []byte) (n int, sender unix.Ucred, err error) {
 	return n, sender, nil
 }
 
-// dropNotify takes the first datagram away, with the descriptors that came along.
-func dropNotify(fd int) error {
+// peekPacket returns the first packet, if there is one, and leaves it where it is; 0 = the other side has closed.
+func peekPacket(fd int, buf []byte) (n int, err error) {
+	for {
+		n, _, err = unix.Recvfrom(fd, buf, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_TRUNC)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// dropDatagram takes the first datagram away, with the descriptors that came along.
+func dropDatagram(fd int) error {
 	_, _, err := unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT)
 	for err == unix.EINTR {
 		_, _, err = unix.Recvfrom(fd, nil, unix.MSG_DONTWAIT)

@@ -639,3 +639,27 @@ func (r *trial) foreground() {
 	})
 	r.t.Cleanup(func() { cmd.Process.Kill(); <-ended })
 }
+
+// contain runs the services below a first process, which has a daemon of its own, and ends it.
+func (r *trial) contain() {
+	r.t.Helper()
+	cmd := r.program(initName, "-s", "--start", "chatty,again")
+	r.must(cmd.Start())
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	r.t.Cleanup(func() { cmd.Process.Kill(); <-ended })
+	r.until("all are up", func() bool { return r.instances(r.subject("chatty")) != "" && r.instances(r.subject("again")) != "" })
+	r.written("chatty", 20)
+	r.signal(syscall.SIGKILL, "again")
+	r.instanceChanges("again", nil)
+	r.downAll()
+	r.must(cmd.Process.Signal(syscall.SIGTERM))
+	r.until("the first process ends", func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+			return false
+		}
+	})
+}

@@ -40,6 +40,10 @@ type unit struct {
 	PartOf        []string
 	Conflicts     []string
 
+	FailureAction    unitAction
+	SuccessAction    unitAction
+	StartLimitAction unitAction
+
 	Type          serviceType
 	ExecStartPre  []command
 	ExecStart     []command
@@ -98,6 +102,9 @@ func (u *unit) fields(c *codec) {
 	textsField(c, "BindsTo", always, &u.BindsTo)
 	textsField(c, "PartOf", always, &u.PartOf)
 	textsField(c, "Conflicts", always, &u.Conflicts)
+	textField(c, "FailureAction", always, &u.FailureAction)
+	textField(c, "SuccessAction", always, &u.SuccessAction)
+	textField(c, "StartLimitAction", always, &u.StartLimitAction)
 	textField(c, "Type", always, &u.Type)
 	recordsField(c, "ExecStartPre", always, &u.ExecStartPre)
 	recordsField(c, "ExecStart", always, &u.ExecStart)
@@ -153,6 +160,14 @@ func (f *environmentFile) fields(c *codec) {
 	flagField(c, "Optional", always, &f.Optional)
 }
 
+// unitAction is what the end of a service does to all of them; "" = none, as in units of older versions.
+type unitAction string
+
+const (
+	actionNone unitAction = ""
+	actionExit unitAction = "exit" // stop everything, and end with the exit code of the service
+)
+
 type serviceType string
 
 const (
@@ -197,16 +212,17 @@ const (
 type place struct {
 	EUID       int    // effective user of the daemon that will run it
 	RuntimeDir string // base of a relative PIDFile: /run for root, $XDG_RUNTIME_DIR else; "" = there is none
+	Kept       bool   // a container keeps the daemon: logs are small, for they are copied to its standard output
 	Shared     bool   // the service directory is $DIAKONOS_HOME/services or /etc/diakonos: no project around it
 }
 
 // placeOf makes the place of the units in dir. runtimeDir is $XDG_RUNTIME_DIR; root does not need it.
-func placeOf(dir, home string, euid int, runtimeDir string) place {
+func placeOf(dir, home string, euid int, runtimeDir string, kept bool) place {
 	if euid == 0 {
 		runtimeDir = "/run"
 	}
 	dir = filepath.Clean(dir)
-	return place{euid, runtimeDir, dir == "/etc/diakonos" || dir == filepath.Join(home, "services")}
+	return place{euid, runtimeDir, kept, dir == "/etc/diakonos" || dir == filepath.Join(home, "services")}
 }
 
 // unitError holds all mistakes of one unit file, by line.
@@ -391,6 +407,9 @@ func parseUnit(path string, text []byte, at place) (*unit, error) {
 		return nil, unitError{path, []mistake{*wrong}}
 	}
 	p := &unitParser{u: defaultUnit(name, path), at: at, places: places, given: map[string]int{}}
+	if at.Kept {
+		p.u.LogMaxSize, p.u.LogMaxFiles = keptLogMaxSize, keptLogMaxFiles
+	}
 	if !at.Shared {
 		p.u.WorkingDirectory = filepath.Dir(filepath.Dir(path))
 	}
@@ -410,6 +429,8 @@ const (
 	defaultStartLimit      = 10 * time.Second
 	defaultLogMaxSize      = 10 << 20 // bytes
 	defaultLogMaxFiles     = 5
+	keptLogMaxSize         = 1 << 20 // in a container
+	keptLogMaxFiles        = 1       // beside current
 	defaultUMask           = 0o022
 )
 
@@ -738,6 +759,13 @@ func choice[T ~string](p *unitParser, choices ...T) T {
 	return word
 }
 
+func (p *unitParser) action() unitAction {
+	if word := choice(p, "none", actionExit); word != "none" {
+		return word
+	}
+	return actionNone
+}
+
 // account reads the name or number of a user or group; whether it exists is seen at each start.
 func (p *unitParser) account() string {
 	if n, ok := p.val.(int64); ok {
@@ -1001,6 +1029,12 @@ var unitKeys = []unitKey{
 	{sectionUnit, "Conflicts", kindUnits, "",
 		"Starting this unit stops these, and starting one of them stops this one.",
 		func(p *unitParser) { p.u.Conflicts = p.names() }},
+	{sectionUnit, "FailureAction", kindWord, `"none"`,
+		"What happens when the service has failed for good: `none`, or `exit`: everything is stopped, and the daemon ends; a container ends, with the exit code of the main process, or 128 + the number of the signal that ended it.",
+		func(p *unitParser) { p.u.FailureAction = p.action() }},
+	{sectionUnit, "SuccessAction", kindWord, `"none"`,
+		"What happens when the service has ended well, also when it was told to stop: `none` or `exit`, as FailureAction.",
+		func(p *unitParser) { p.u.SuccessAction = p.action() }},
 	{sectionService, "Type", kindWord, `"simple"`,
 		"When the service counts as started. `simple`, `exec`: its program runs. `forking`: the command has ended and left a daemon behind. `oneshot`: all commands have ended. `notify`: it sent READY=1 (sd_notify(3)).",
 		func(p *unitParser) { p.u.Type = choice(p, typeSimple, typeExec, typeForking, typeOneshot, typeNotify) }},
@@ -1060,6 +1094,9 @@ var unitKeys = []unitKey{
 	{sectionService, "StartLimitIntervalSec", kindDuration, "",
 		"The time over which StartLimitBurst counts: 10 s if omitted. 0 switches the limit off.",
 		func(p *unitParser) { p.u.StartLimitIntervalSec = p.span() }},
+	{sectionService, "StartLimitAction", kindWord, `"none"`,
+		"What happens when StartLimitBurst is reached: `none` or `exit`, as FailureAction, which holds then too.",
+		func(p *unitParser) { p.u.StartLimitAction = p.action() }},
 	{sectionService, "TimeoutStartSec", kindDuration, `"90s"`,
 		"How long a start or reload may take. Omitted, `oneshot` has no limit. 0 or `infinity` = no limit.",
 		func(p *unitParser) { p.u.TimeoutStartSec = p.timeout() }},
@@ -1103,10 +1140,10 @@ var unitKeys = []unitKey{
 		"Permissions that files made by the service do not get.",
 		func(p *unitParser) { p.u.UMask = p.umask() }},
 	{sectionService, "LogMaxSize", kindSize, `"10M"`,
-		"Size at which the log file is rotated; at least 4096 bytes.",
+		"Size at which the log file is rotated; at least 4096 bytes. In a container that diakonos-init keeps: 1M if omitted.",
 		func(p *unitParser) { p.u.LogMaxSize = p.logSize() }},
 	{sectionService, "LogMaxFiles", kindCount, "5",
-		"How many rotated log files are kept beside the current one; at least 1.",
+		"How many rotated log files are kept beside the current one; at least 1. In a container that diakonos-init keeps: 1 if omitted.",
 		func(p *unitParser) { p.u.LogMaxFiles = p.count(1, 100_000) }},
 }
 

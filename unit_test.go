@@ -230,16 +230,16 @@ func TestUnitPlaces(t *testing.T) {
 		euid      int
 		want      place
 	}{
-		{"/srv/app/services", "/home/x/.diakonos", 1000, place{1000, "/run/user/1000", false}},
-		{"/home/x/.diakonos/services/", "/home/x/.diakonos", 1000, place{1000, "/run/user/1000", true}},
-		{"/etc/diakonos", "/run/diakonos", 0, place{0, "/run", true}},
+		{"/srv/app/services", "/home/x/.diakonos", 1000, place{1000, "/run/user/1000", false, false}},
+		{"/home/x/.diakonos/services/", "/home/x/.diakonos", 1000, place{1000, "/run/user/1000", false, true}},
+		{"/etc/diakonos", "/run/diakonos", 0, place{0, "/run", false, true}},
 	} {
-		if got := placeOf(c.dir, c.home, c.euid, "/run/user/1000"); got != c.want {
+		if got := placeOf(c.dir, c.home, c.euid, "/run/user/1000", false); got != c.want {
 			t.Errorf("placeOf(%q, %q, %d) = %+v; want %+v", c.dir, c.home, c.euid, got, c.want)
 		}
 	}
 	text := "[service]\nExecStart = \"x\"\nPIDFile = \"x.pid\"\n"
-	u, err := parseUnit("/etc/diakonos/web.service", []byte(text), place{0, "/run", true})
+	u, err := parseUnit("/etc/diakonos/web.service", []byte(text), place{0, "/run", false, true})
 	if err != nil || u.PIDFile != "/run/x.pid" || u.WorkingDirectory != "" || u.WorkingDirectorySet {
 		t.Errorf("got %+v, %v; want /run/x.pid and no working directory", u, err)
 	}

@@ -1,7 +1,7 @@
 // Role: `daemon-upgrade`: the daemon becomes another program and keeps its clients, their jobs, and what it holds; then every shim does.
 // Runs in: daemon.
 // Owns: nothing beside what daemon.go and api.go own.
-// Uses: wire, sys, deps, supervise, state, succession, daemon, api.
+// Uses: wire, sys, deps, supervise, state, succession, daemon, api, kept.
 
 package main
 
@@ -246,7 +246,11 @@ func (m *manager) askers() map[*asker][]waitWill {
 
 // makeWill writes down what neither shims nor disk know.
 func (m *manager) makeWill() *daemonWill {
-	w := &daemonWill{Version: protocolVersion, Build: version, Home: m.home.path, Mode: m.mode, ServiceDir: m.serviceDir, LockFD: m.lock,
+	keeperFD := 0
+	if m.keeper != nil {
+		keeperFD = int(m.keeper.f.Fd())
+	}
+	w := &daemonWill{KeeperFD: keeperFD, Version: protocolVersion, Build: version, Home: m.home.path, Mode: m.mode, ServiceDir: m.serviceDir, LockFD: m.lock,
 		LogFD: m.log, ListenerFD: int(m.listener.Fd())}
 	for name, e := range m.services {
 		s := serviceWill{Name: name, Exits: e.exits, Gone: e.gone}
@@ -299,6 +303,9 @@ func (x *restingClient) leave() clientWill {
 // descriptors are those that a will names.
 func (w *daemonWill) descriptors() []int {
 	fds := []int{w.LockFD, w.LogFD, w.ListenerFD}
+	if w.KeeperFD != 0 {
+		fds = append(fds, w.KeeperFD)
+	}
 	for _, s := range w.Services {
 		fds = append(fds, s.HeldFDs...)
 	}
@@ -325,6 +332,11 @@ func heirMain(will *daemonWill) int {
 	}
 	m.writeTo(will.LogFD)
 	m.serviceDir = will.ServiceDir
+	if will.KeeperFD != 0 {
+		if m.keeper, err = joinKeeper(will.KeeperFD); err != nil {
+			return ready.fail(err)
+		}
+	}
 	m.listener = inherited(will.ListenerFD, socketName)
 	if m.listener == nil || sysAccess(h.path+"/"+socketName, unix.F_OK) != nil { // it may have been deleted just before
 		if err := m.listen(); err != nil {
@@ -342,7 +354,7 @@ func heirMain(will *daemonWill) int {
 	}
 	go m.accept(m.listener)
 	m.loop()
-	return exitOK
+	return m.exitCode
 }
 
 // inherit takes what was held for shims, and the connections of clients, whose requests wait until all shims have said hello.

@@ -134,6 +134,8 @@ func byWhom(by, other string) string {
 		return " because it is enabled"
 	case "kill":
 		return " by `diakonos kill`"
+	case "boot":
+		return " with the container"
 	case "dependency":
 		if other == "" {
 			return " because of another unit"

@@ -86,12 +86,13 @@ func (x *exitStatus) fields(c *codec) {
 
 // jobRecord is the job that a shim works on, or the last one that it finished.
 type jobRecord struct {
-	ID      string `json:"id,omitempty"`
-	Verb    string `json:"verb,omitempty"`    // start, stop, restart, reload
-	Outcome string `json:"outcome,omitempty"` // "" while it runs; then done, failed, canceled or dependency
-	Text    string `json:"text,omitempty"`    // why it failed, or what is worth knowing
-	By      string `json:"by,omitempty"`      // as in the wish
-	For     string `json:"for,omitempty"`     // likewise
+	ID      string   `json:"id,omitempty"`
+	Verb    string   `json:"verb,omitempty"`    // start, stop, restart, reload
+	Outcome string   `json:"outcome,omitempty"` // "" while it runs; then done, failed, canceled or dependency
+	Text    string   `json:"text,omitempty"`    // why it failed, or what is worth knowing
+	By      string   `json:"by,omitempty"`      // as in the wish
+	For     string   `json:"for,omitempty"`     // likewise
+	Until   boottime `json:"until,omitempty"`   // likewise
 }
 
 func (j *jobRecord) fields(c *codec) {
@@ -101,18 +102,20 @@ func (j *jobRecord) fields(c *codec) {
 	textField(c, "text", ifSet, &j.Text)
 	textField(c, "by", ifSet, &j.By)
 	textField(c, "for", ifSet, &j.For)
+	numberField(c, "until", ifSet, &j.Until)
 }
 
 // wantRecord is run/NAME/want: the wish for one service, written by the daemon before anything is done.
 type wantRecord struct {
-	Version int    `json:"v"`
-	Boot    string `json:"boot"`
-	Up      bool   `json:"up"`
-	Job     string `json:"job"`
-	Verb    string `json:"verb"`
-	Then    string `json:"then,omitempty"` // start: this stop is the first stage of a restart that others stand between
-	By      string `json:"by"`             // user, dependency, enabled, kill
-	For     string `json:"for,omitempty"`  // dependency: the unit that it goes with
+	Version int      `json:"v"`
+	Boot    string   `json:"boot"`
+	Up      bool     `json:"up"`
+	Job     string   `json:"job"`
+	Verb    string   `json:"verb"`
+	Then    string   `json:"then,omitempty"`  // start: this stop is the first stage of a restart that others stand between
+	By      string   `json:"by"`              // user, dependency, enabled, kill, boot
+	For     string   `json:"for,omitempty"`   // dependency: the unit that it goes with
+	Until   boottime `json:"until,omitempty"` // of a stop: all of it is to be over by then; 0 = no bound but its own timeouts
 }
 
 func (w *wantRecord) fields(c *codec) {
@@ -124,6 +127,7 @@ func (w *wantRecord) fields(c *codec) {
 	textField(c, "then", ifSet, &w.Then)
 	textField(c, "by", always, &w.By)
 	textField(c, "for", ifSet, &w.For)
+	numberField(c, "until", ifSet, &w.Until)
 }
 
 // runRecord is run/NAME/state and the body of the shim's state frames: all that a successor must know.
@@ -733,6 +737,68 @@ func (w *shimWill) fields(c *codec) {
 	flagField(c, "adopted", ifSet, &w.Adopted)
 }
 
+// bootOrder is what the first process of a container asks of the daemon that it keeps.
+type bootOrder struct {
+	Start      []string `json:"start,omitempty"`     // units by name; none = the enabled ones, else all of the service directory
+	ServiceDir string   `json:"service_dir"`         // absolute
+	Command    bool     `json:"command,omitempty"`   // it has a command of its own, which ends the container by its end
+	WhenIdle   bool     `json:"when_idle,omitempty"` // the container ends when nothing runs any more
+}
+
+func (b *bootOrder) fields(c *codec) {
+	textsField(c, "start", ifSet, &b.Start)
+	textField(c, "service_dir", always, &b.ServiceDir)
+	flagField(c, "command", ifSet, &b.Command)
+	flagField(c, "when_idle", ifSet, &b.WhenIdle)
+}
+
+// keeperFrame is one packet between the first process and its daemon. Its layout is fixed, so that PID 1 needs no memory for it: op 1, padding
+// 3, PID 4, status 4, padding 4, time 8, start 8, inode 8, little endian.
+type keeperFrame struct {
+	Op     keeperOp
+	Status uint32   // keeperExit: as wait(2) has it; keeperEnd: the exit code
+	Time   boottime // keeperStop: when all is to be over
+	Ref    pidRef   // keeperExit
+}
+
+type keeperOp = byte
+
+// Packets to the daemon, and to the first process.
+const (
+	keeperExit   keeperOp = 'x' // an orphan has ended and is reaped after this
+	keeperStop   keeperOp = 's' // stop all
+	keeperReload keeperOp = 'r' // read the units again
+
+	keeperHello  keeperOp = 'h' // the daemon is up
+	keeperUp     keeperOp = 'u' // what is started at first has come up
+	keeperFailed keeperOp = 'f' // likewise, but for some
+	keeperEnd    keeperOp = 'e' // the container is to end
+	keeperDone   keeperOp = 'd' // all is stopped
+)
+
+const keeperFrameBytes = 40
+
+func (f *keeperFrame) put(b *[keeperFrameBytes]byte) {
+	le := binary.LittleEndian
+	*b = [keeperFrameBytes]byte{f.Op}
+	le.PutUint32(b[4:], uint32(f.Ref.PID))
+	le.PutUint32(b[8:], f.Status)
+	le.PutUint64(b[16:], uint64(f.Time))
+	le.PutUint64(b[24:], f.Ref.Start)
+	le.PutUint64(b[32:], f.Ref.Ino)
+}
+
+// parse reads a packet; false = it is none.
+func (f *keeperFrame) parse(b []byte) bool {
+	if len(b) != keeperFrameBytes {
+		return false
+	}
+	le := binary.LittleEndian
+	*f = keeperFrame{Op: b[0], Status: le.Uint32(b[8:]), Time: boottime(le.Uint64(b[16:])),
+		Ref: pidRef{int(int32(le.Uint32(b[4:]))), le.Uint64(b[24:]), le.Uint64(b[32:])}}
+	return true
+}
+
 // daemonWill is what a daemon leaves that neither shims nor disk know.
 type daemonWill struct {
 	Version    int           `json:"v"`
@@ -744,6 +810,7 @@ type daemonWill struct {
 	LockFD     int           `json:"lock_fd"`
 	LogFD      int           `json:"log_fd"`
 	ListenerFD int           `json:"listener_fd"`
+	KeeperFD   int           `json:"keeper_fd,omitempty"` // the connection to the first process
 	Services   []serviceWill `json:"services"`
 	Clients    []clientWill  `json:"clients"`
 	Askers     []askerWill   `json:"askers"`
@@ -760,6 +827,7 @@ func (w *daemonWill) fields(c *codec) {
 	numberField(c, "lock_fd", always, &w.LockFD)
 	numberField(c, "log_fd", always, &w.LogFD)
 	numberField(c, "listener_fd", always, &w.ListenerFD)
+	numberField(c, "keeper_fd", ifSet, &w.KeeperFD)
 	recordsField(c, "services", always, &w.Services)
 	recordsField(c, "clients", always, &w.Clients)
 	recordsField(c, "askers", always, &w.Askers)

@@ -175,7 +175,7 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 func TestRunRecordKeepsEverything(t *testing.T) {
 	r := runRecord{Version: 1, Boot: "b", PIDNS: 1, Sub: running, Result: resultSuccess, Reason: "r", Since: 1, Started: 2, RunBegan: 3, Invocation: "i",
 		Main: pidRef{1, 2, 3}, Control: pidRef{4, 5, 6}, Spawning: roleMain, Step: 1, Exit: exitStatus{exitKilled, 9}, Deadline: 4,
-		Job: jobRecord{"a", "b", "c", "d", "e", "f"}, Restarts: 1, ShortRuns: 2, Starts: []boottime{1}, StatusText: "s", Cgroup: "/c",
+		Job: jobRecord{"a", "b", "c", "d", "e", "f", 7}, Restarts: 1, ShortRuns: 2, Starts: []boottime{1}, StatusText: "s", Cgroup: "/c",
 		Orphans: []pidRef{{7, 8, 9}}, Left: []int{5}, Killed: true, Unheard: true, Retire: true, ShimPID: 6, Delay: 7, OOMKills: 8, Events: 9}
 	v := reflect.ValueOf(r)
 	for i := range v.NumField() {
