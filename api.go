@@ -92,7 +92,7 @@ func (m *manager) turnAway(l *os.File) error {
 		_ = c.sendJSON(reply{Done: &outcome{Code: exitFailed, Error: "the daemon has no file descriptor left; raise its limit (ulimit -n)"}})
 		c.close()
 	}
-	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	m.reserve, _ = openNothing()
 	return err
 }
 
@@ -534,7 +534,11 @@ func (m *manager) answerKill(c *session) {
 
 // stopAll stops everything in order, then ends the daemon.
 func (m *manager) stopAll(a *asker, by, other string) {
-	if err := m.writeSelf(wantedKilled, 0); err != nil {
+	wanted := wantedKilled
+	if m.keeper != nil {
+		wanted = wantedEnding
+	}
+	if err := m.writeSelf(wanted, 0); err != nil {
 		m.say("%v", err) // this goes on; it will not survive a crash
 	}
 	m.endUpgrade("everything is being stopped")

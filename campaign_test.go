@@ -360,7 +360,7 @@ func (c *campaign) ask(s *subject, verb string) asked {
 	given := a
 	go func() { // it has its own copy
 		a := given
-		for range 3 {
+		for range 5 { // a round may kill more than one daemon under it
 			cmd, out := c.command(verb, s.name), new(bytes.Buffer)
 			cmd.Stdout, cmd.Stderr = out, out
 			if a.err = cmd.Start(); a.err != nil {

@@ -356,7 +356,7 @@ func (m *manager) listen() (err error) {
 
 // announceSelf writes daemon.pid and daemon.json: from now on SIGHUP may come, and shims may heal us.
 func (m *manager) announceSelf() error {
-	m.reserve, _ = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	m.reserve, _ = openNothing()
 	reach("daemon.pid")
 	if err := rewriteFile(m.home.path+"/daemon.pid", pidFileText(os.Getpid())); err != nil {
 		m.say("%v", err) // a full disk must not keep the daemon away; daemon.json names it too
@@ -1035,12 +1035,12 @@ func (m *manager) startBatch(batch []*supervised) {
 
 // detach makes a socket pair for each shim, writes into it what the shim must know, and lets a helper start them.
 func (m *manager) detach(batch []*supervised) error {
-	null, err := openRetry("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null, err := openNothing()
 	if err != nil {
-		null = m.log
-	} else {
-		defer unix.Close(null)
+		dropLinks(batch)
+		return err
 	}
+	defer unix.Close(null)
 	l := launch{argv: []string{shimName, "-detach"}, files: []uintptr{uintptr(null), uintptr(m.log), uintptr(m.log)}, cgroup: -1,
 		env: m.shimEnvironment(), dir: m.home.path}
 	if len(batch) == 1 { // its own parent at once: a helper would cost a start of its own (1 ms), and as subreaper we get the shim all the same
@@ -1568,6 +1568,9 @@ func (m *manager) adopted(e *supervised) {
 // resume installs the jobs of open wishes again, in the order that the graph gives now, then the enabled units if this is the first
 // daemon of a boot, or after `kill`.
 func (m *manager) resume() {
+	if m.keeper != nil && m.ends() {
+		return
+	}
 	open := map[jobKind][]string{}
 	for name, e := range m.services {
 		if kind := e.openWish(); kind != "" {
@@ -1593,11 +1596,6 @@ func (m *manager) resume() {
 	}
 	m.resumeAskers()
 	m.checkBindings()
-	if m.keeper != nil && m.keeper.until != 0 {
-		m.beginShutdown()
-		m.unpark()
-		return
-	}
 	m.checkActions()
 	var units []string
 	if m.keeper != nil || m.boots() {

@@ -439,14 +439,14 @@ func (c *initCall) supervise(starts, homeFlag, dirFlag string) (wrong string) {
 			return ""
 		}
 	}
-	if err == nil {
+	if len(c.command) == 0 && os.Getpid() != 1 && !c.subreaper {
+		return "no command is given, and only the first process of a container (PID 1), or one with -s, keeps services"
+	}
+	if c.home, err = makeHome(homeFlag); err == nil {
 		c.serviceDir, err = findServiceDir(dirFlag, c.home)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return err.Error()
-	case len(c.command) == 0 && os.Getpid() != 1 && !c.subreaper:
-		return "no command is given, and only the first process of a container (PID 1), or one with -s, keeps services"
 	}
 	c.keeps = true
 	return ""

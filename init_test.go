@@ -370,7 +370,7 @@ func TestInitOptions(t *testing.T) {
 	}{
 		{"true", "[true]"}, {"-gsw true -g", "g s w [true -g]"}, {"-- -x", "[-x]"}, {"-p TERM true", "p15 [true]"}, {"-pSIGKILL true", "p9 [true]"},
 		{"-e 3 -e 143 true", "e3 e143 [true]"}, {"-r TERM:INT -r HUP:0 -r 10:12 true", "1:0 10:12 15:2 [true]"}, {"-vv true", "v3 [true]"},
-		{"", "no command is given"}, {"-e", "option requires an argument -- 'e'"}, {"-e 256 true", "-e wants an exit code from 0 to 255, not \"256\""},
+		{"", "no command is given, and only the first process of a container (PID 1), or one with -s, keeps services"}, {"-e", "option requires an argument -- 'e'"}, {"-e 256 true", "-e wants an exit code from 0 to 255, not \"256\""},
 		{"-r TERM true", "-r wants two signals, such as TERM:INT, not \"TERM\""}, {"-r TERM:FOO true", "-r: unknown signal \"FOO\""}, {"-p term true", "-p: unknown signal \"term\", did you mean \"TERM\"?"},
 		{"-z true", "invalid option -- 'z'"}, {"--group true", "unrecognized option '--group'"},
 	} {

@@ -104,12 +104,13 @@ func (k *upkeep) startDaemon() {
 	if k.began != 0 {
 		runtime.GC() // nothing else collects what starts leave
 	}
-	null, err := openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	null, err := openNothing()
 	if err != nil {
-		null = 0 // an empty /dev
-	} else {
-		defer unix.Close(null)
+		k.loop.call.say(sayNoDaemon, errorText(err))
+		k.plan()
+		return
 	}
+	defer unix.Close(null)
 	attr := &syscall.ProcAttr{Dir: "/", Env: k.env, Files: []uintptr{uintptr(null), 1, 2, uintptr(k.theirs)}, Sys: &syscall.SysProcAttr{Setsid: true}}
 	pid, errno := forkExec(selfExe(), []string{daemonName}, attr)
 	k.began = bootNow()

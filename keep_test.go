@@ -25,13 +25,14 @@ import (
 
 // container is a run of diakonos-init as PID 1 of a namespace, with a home and a service directory of its own.
 type container struct {
-	t    *testing.T
-	bin  string
-	dir  string
-	svc  string
-	cmd  *exec.Cmd
-	out  lockedBuffer
-	done chan struct{} // closed when it has ended
+	t     *testing.T
+	bin   string
+	dir   string
+	svc   string
+	cmd   *exec.Cmd
+	out   lockedBuffer
+	done  chan struct{} // closed when it has ended
+	first int           // the first process as seen from here; 0 = not seen yet
 }
 
 type lockedBuffer struct {
@@ -99,7 +100,7 @@ func (c *container) start(stdout *os.File, args ...string) {
 	if err := c.cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-	c.done = make(chan struct{})
+	c.done, c.first = make(chan struct{}), 0
 	done, cmd := c.done, c.cmd
 	go func() { cmd.Wait(); close(done) }()
 	c.t.Cleanup(func() { cmd.Process.Kill(); <-done })
@@ -119,15 +120,17 @@ func (c *container) wait() int {
 // pid1 is the first process as seen from here.
 func (c *container) pid1() int {
 	c.t.Helper()
-	pid := 0
+	if c.first != 0 {
+		return c.first
+	}
 	c.until("there is a first process", func() bool {
 		list, _ := children(c.cmd.Process.Pid)
 		if len(list) == 1 {
-			pid = list[0]
+			c.first = list[0]
 		}
-		return pid != 0
+		return c.first != 0
 	})
-	return pid
+	return c.first
 }
 
 func (c *container) until(what string, ok func() bool) {
@@ -629,7 +632,7 @@ func TestContainerEndsAtAnyTime(t *testing.T) {
 			if round%3 > 0 { // daemon, or all that are there
 				list := c.below(daemonName)
 				if round%3 == 2 {
-					list = append(list, c.below(shimName)...)
+					list = append(list, c.below(shimName+" u")...) // not the stages: their commands would be lost
 				}
 				for _, pid := range list {
 					syscall.Kill(pid, unix.SIGKILL)
@@ -652,6 +655,10 @@ func TestContainerEndsAtAnyTime(t *testing.T) {
 			}
 			if !slices.Equal(started, stopped) {
 				t.Errorf("started, newest first: %v; stopped: %v\n%s", started, stopped, c.out.String())
+				for i := range chain {
+					text, _ := exec.Command("strings", "-n", "20", c.home().historyFile(fmt.Sprintf("u%d", i))).Output()
+					t.Logf("u%d: %s", i, text)
+				}
 			}
 		})
 	}

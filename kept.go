@@ -293,6 +293,17 @@ func (m *manager) shutDown(until boottime) {
 	}
 }
 
+// ends tells whether the container ends, so that nothing is resumed: only some of the wishes of a shutdown may have been recorded. The first
+// process has asked us for the shutdown, or asked a daemon before us and is about to ask us.
+func (m *manager) ends() bool {
+	if m.keeper.until != 0 {
+		m.beginShutdown()
+		m.unpark()
+		return true
+	}
+	return m.previous.Boot == m.boot && m.previous.Wanted == wantedEnding
+}
+
 // beginShutdown runs once all shims have told their state.
 func (m *manager) beginShutdown() {
 	a := m.keeper.killer

@@ -267,8 +267,8 @@ func (s *shim) openStageFiles(r role) (f *stageFiles, err error) {
 			return f, err
 		}
 	}
-	if f.null, err = openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		f.null = -1 // an empty /dev: stdin stays closed for lack of anything better
+	if f.null, err = openNothing(); err != nil {
+		return f, err
 	}
 	if r == roleMain {
 		reach("main-pid.create")
@@ -319,11 +319,7 @@ func (s *shim) launchStage(r role, f *stageFiles, order *stageOrder) (err error)
 	if exe := os.Getenv(binaryVariable); exe != "" {
 		l.env = append(slices.Clip(l.env), binaryVariable+"="+exe)
 	}
-	null := uintptr(f.null)
-	if f.null < 0 {
-		null = ^uintptr(0)
-	}
-	l.files = []uintptr{null, uintptr(f.out), uintptr(f.err), uintptr(f.barrierR), uintptr(f.reportW)}
+	l.files = []uintptr{uintptr(f.null), uintptr(f.out), uintptr(f.err), uintptr(f.barrierR), uintptr(f.reportW)}
 	if r == roleMain {
 		l.files = append(l.files, uintptr(f.pidFile))
 	}

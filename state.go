@@ -67,14 +67,14 @@ func (h home) shimPID(name string) string   { return h.runDir(name) + "/shim.pid
 
 func (h home) historyFile(name string) string { return h.runDir(name) + "/history" }
 
-// findHome resolves the home: flag, DIAKONOS_HOME, ~/.diakonos, else a runtime directory for users without a home.
+// findHome resolves the home: flag, DIAKONOS_HOME, else the first of homePlaces, or another one of them that is in use in its stead.
 func findHome(flag string) (home, error) {
 	path := flag
 	if path == "" {
 		path = os.Getenv(homeVariable)
 	}
 	if path == "" {
-		path = defaultHome()
+		path = usedHome(homePlaces())
 	}
 	if path == "" {
 		return home{}, errors.New("cannot find a home directory: set DIAKONOS_HOME or give --home DIR")
@@ -89,17 +89,51 @@ func findHome(flag string) (home, error) {
 	return home{abs}, nil
 }
 
-func defaultHome() string {
+// homePlaces are where the home may lie if none is named: ~/.diakonos, or a runtime directory for users without a home; then, for a container
+// whose file system cannot be written, the usual places of a tmpfs. The first is "" for who has neither.
+func homePlaces() []string {
+	first := ""
 	if d := os.Getenv("HOME"); d != "" && d != "/" {
-		return d + "/.diakonos"
+		first = d + "/.diakonos"
+	} else if os.Geteuid() == 0 {
+		first = "/run/diakonos"
+	} else if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
+		first = d + "/diakonos"
 	}
-	if os.Geteuid() == 0 {
-		return "/run/diakonos"
+	own := "/diakonos-" + strconv.Itoa(os.Geteuid())
+	return []string{first, "/run" + own, "/dev/shm" + own, "/tmp" + own}
+}
+
+// usedHome is the first of places, or where that is not there, another one that a daemon of this user's has used.
+func usedHome(places []string) string {
+	for _, p := range places {
+		var st unix.Stat_t
+		if p != "" && sysLstat(p, &st) == nil && int(st.Uid) == os.Geteuid() && st.Mode&(unix.S_IFMT|0o077) == unix.S_IFDIR &&
+			sysAccess(home{p}.daemonFile(), unix.F_OK) == nil {
+			return p
+		}
 	}
-	if d := os.Getenv("XDG_RUNTIME_DIR"); d != "" {
-		return d + "/diakonos"
+	return places[0]
+}
+
+// makeHome makes the home of a container: what is named, else the first of homePlaces that can be made.
+func makeHome(flag string) (home, error) {
+	h, err := findHome(flag)
+	if err == nil {
+		err = h.make()
 	}
-	return ""
+	if err == nil || flag != "" || os.Getenv(homeVariable) != "" {
+		return h, err
+	}
+	for _, p := range homePlaces()[1:] {
+		other := home{p}
+		why := other.make()
+		if why == nil {
+			return other, nil
+		}
+		err = fmt.Errorf("%w; %w", err, why)
+	}
+	return h, err
 }
 
 // findServiceDir is the order of DESIGN.md section 5; the result is absolute: the daemon's directory is /.
@@ -175,13 +209,16 @@ func (h home) foreign() string {
 	return ""
 }
 
-// memoryDirectory is where root's run/ lies: 1,000 starts take 1.4 s there, 1.8 s on ext4 (measured). "" = there is no tmpfs.
+// memoryLeast is what a tmpfs must have free (bytes): a service takes 0.2 MB there, and containers often have one of 64 MB.
+const memoryLeast = 128 << 20
+
+// memoryDirectory is where root's run/ lies: 1,000 starts take 1.4 s there, 1.8 s on ext4 (measured). "" = there is no tmpfs that does.
 func memoryDirectory() string {
 	if os.Geteuid() != 0 {
 		return ""
 	}
 	for _, dir := range []string{"/run", "/dev/shm"} {
-		if isTmpfs(dir) {
+		if isTmpfs(dir) && freeBytes(dir) >= memoryLeast && sysAccess(dir, unix.W_OK|unix.X_OK) == nil {
 			return dir
 		}
 	}
@@ -839,12 +876,11 @@ func (h home) startDaemon(lock int, l launch, hangups chan<- os.Signal) error {
 		return fmt.Errorf("cannot start the daemon: cannot open its log: %w", err)
 	}
 	defer unix.Close(log)
-	null, err := openRetry("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	null, err := openNothing()
 	if err != nil {
-		null = log // an empty /dev: reading gives EBADF, which is as good as nothing
-	} else {
-		defer unix.Close(null)
+		return fmt.Errorf("cannot start the daemon: %w", err)
 	}
+	defer unix.Close(null)
 	r, w, err := os.Pipe()
 	if err != nil {
 		return fmt.Errorf("cannot start the daemon: %w", err)

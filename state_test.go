@@ -257,7 +257,7 @@ func TestFindHome(t *testing.T) {
 		if os.Geteuid() == 0 {
 			want = "/run/diakonos"
 		}
-		if got := defaultHome(); got != want {
+		if got := homePlaces()[0]; got != want {
 			t.Errorf("HOME=%q: %q, want %q", none, got, want)
 		}
 	}

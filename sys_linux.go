@@ -1347,6 +1347,29 @@ func isTmpfs(path string) bool {
 	return sysStatfs(path, &fs) == nil && fs.Type == unix.TMPFS_MAGIC
 }
 
+// openNothing is a standard input without anything in it: /dev/null, or where there is none, a pipe without a writer.
+func openNothing() (int, error) {
+	fd, err := openRetry("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		return fd, nil
+	}
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return -1, err
+	}
+	unix.Close(p[1])
+	return p[0], nil
+}
+
+// freeBytes is what an ordinary user can write to the file system of path.
+func freeBytes(path string) int64 {
+	var fs unix.Statfs_t
+	if sysStatfs(path, &fs) != nil {
+		return 0
+	}
+	return int64(fs.Bavail) * int64(fs.Bsize)
+}
+
 // setOOMScore writes /proc/self/oom_score_adj (man 5 proc): lower = less likely to be killed. Lowering needs CAP_SYS_RESOURCE.
 func setOOMScore(score string) {
 	fd, err := openRetry("/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)

@@ -369,7 +369,7 @@ func TestKeysOfSystemd(t *testing.T) {
 	for _, key := range []string{
 		"ExecCondition", "ExecStartPreX", "TimeoutSec", "TimeoutAbortSec", "RestartMode", "RestartSteps", "WatchdogSec",
 		"LimitNOFILE", "Nice", "OOMPolicy", "StandardOutput", "Slice", "Sockets", "SupplementaryGroups", "Requisite",
-		"Upholds", "OnFailure", "SuccessAction", "ConditionPathExists", "ReloadSignal", "FinalKillSignal", "BusName",
+		"Upholds", "OnFailure", "ConditionPathExists", "ReloadSignal", "FinalKillSignal", "BusName",
 	} {
 		got := mistakesOf("[service]\nExecStart = \"x\"\n" + key + " = 1")
 		want := fmt.Sprintf("3: unknown key %q in [service]", key)

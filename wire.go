@@ -261,7 +261,7 @@ type daemonRecord struct {
 	Version  int      `json:"v"`
 	Boot     string   `json:"boot"`
 	PIDNS    uint64   `json:"pidns,omitempty"`
-	Wanted   string   `json:"wanted"` // wantedRunning, wantedStopped, wantedKilled
+	Wanted   string   `json:"wanted"` // wantedRunning, wantedStopped, wantedEnding, wantedKilled
 	Mode     string   `json:"mode"`   // modeAuto, modeForeground, modeInit
 	Daemon   pidRef   `json:"daemon,omitzero"`
 	Binary   string   `json:"binary"`
@@ -288,6 +288,7 @@ func (d *daemonRecord) fields(c *codec) {
 const (
 	wantedRunning = "running"
 	wantedStopped = "stopped" // by SIGTERM: nobody revives it, services run on
+	wantedEnding  = "ending"  // by the first process of a container: so does that
 	wantedKilled  = "killed"  // by `kill`: the next daemon starts what is enabled
 
 	modeAuto       = "auto"
