@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -535,4 +536,108 @@ func memoryKB(b *testing.B, pid int, field string) (kilobytes int) {
 		}
 	}
 	return kilobytes
+}
+
+// BenchmarkContainer: the first process of a PID namespace with services: from its exec to the first instruction of the first service, what it and its
+// daemon keep in private memory, and from SIGTERM to its end with fifty services. Beside it, as far as they are installed, what only starts
+// one command (tini, dumb-init) and what supervises (s6-svscan, runsvdir) with the same service.
+func BenchmarkContainer(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("only root can make a PID namespace")
+	}
+	program := shippedBinary(b)
+	dir := b.TempDir()
+	stamper := filepath.Join(dir, "stamper")
+	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", stamper, "./testdata/static")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+	ours := filepath.Join(dir, initName)
+	if err := os.Link(program, ours); err != nil {
+		if err := copyFile(program, ours); err != nil {
+			b.Fatal(err)
+		}
+	}
+	services := filepath.Join(dir, "services")
+	must := func(err error) {
+		if err != nil {
+			b.Helper()
+			b.Fatal(err)
+		}
+	}
+	write := func(path, text string, mode os.FileMode) {
+		must(os.MkdirAll(filepath.Dir(path), 0o755))
+		must(os.WriteFile(path, []byte(text), mode))
+	}
+	for i := range 50 {
+		write(fmt.Sprintf("%s/s%d.service", services, i), "[service]\nExecStart = \""+stamper+"\"\n", 0o644)
+	}
+	write(dir+"/s6/one/run", "#!/bin/sh\nexec "+stamper+"\n", 0o755)
+	write(dir+"/runit/one/run", "#!/bin/sh\nexec "+stamper+"\n", 0o755)
+	for _, c := range []struct{ name, command string }{
+		{"ours", ours + " --start s0 --service-dir " + services}, {"ours-command", ours + " -- " + stamper}, {"tini", "/usr/bin/tini-static " + stamper},
+		{"dumb-init", "/usr/bin/dumb-init " + stamper}, {"s6-svscan", "s6-svscan " + dir + "/s6"}, {"runsvdir", "runsvdir " + dir + "/runit"},
+		{"ours-50", ours + " --service-dir " + services},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			words := strings.Fields(c.command)
+			path, err := exec.LookPath(words[0])
+			if err != nil {
+				b.Skip(err)
+			}
+			want := 1
+			if c.name == "ours-50" {
+				want = 50
+			}
+			var first, stop time.Duration
+			var kB, daemonKB int
+			for n := range b.N {
+				r, w, err := os.Pipe()
+				must(err)
+				cmd := exec.Command(path, words[1:]...)
+				cmd.Env = append(os.Environ(), "DIAKONOS_HOME="+filepath.Join(dir, fmt.Sprintf("h%d-%s-%d", b.N, c.name, n)))
+				cmd.Stdout, cmd.Stderr = w, w
+				cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+				began := time.Now()
+				must(cmd.Start())
+				w.Close()
+				out := bufio.NewScanner(r)
+				for up := 0; up < want && out.Scan(); {
+					if _, rest, ok := strings.Cut(out.Text(), "at "); ok {
+						ns, _ := strconv.ParseInt(rest, 10, 64)
+						if up == 0 {
+							first += time.Unix(0, ns).Sub(began)
+						}
+						up++
+					}
+				}
+				go func() { _, _ = io.Copy(io.Discard, r) }()
+				kB += memoryKB(b, cmd.Process.Pid, "Private_")
+				if list, _ := children(cmd.Process.Pid); strings.HasPrefix(c.name, "ours") {
+					for _, pid := range list {
+						if st, err := readStat(pid); err == nil && st.comm == daemonName {
+							daemonKB += memoryKB(b, pid, "Private_")
+						}
+					}
+				}
+				told := time.Now()
+				_ = cmd.Process.Signal(syscall.SIGTERM)
+				if c.name == "runsvdir" {
+					_ = cmd.Process.Signal(syscall.SIGHUP) // it stops its services only then
+				}
+				end := time.AfterFunc(testPatience, func() { _ = cmd.Process.Kill() })
+				_ = cmd.Wait()
+				end.Stop()
+				stop += time.Since(told)
+				r.Close()
+			}
+			b.ReportMetric(float64(first.Microseconds())/float64(b.N)/1000, "first-ms")
+			b.ReportMetric(float64(stop.Microseconds())/float64(b.N)/1000, "end-ms")
+			b.ReportMetric(float64(kB)/float64(b.N), "private-kB")
+			if daemonKB > 0 {
+				b.ReportMetric(float64(daemonKB)/float64(b.N), "daemon-kB")
+			}
+		})
+	}
 }

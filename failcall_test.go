@@ -58,6 +58,7 @@ type failScenario struct {
 	down   bool             // the wished state: else it runs
 	same   bool             // no command asks for another process
 	pruned bool             // the log lacks its beginning
+	kills  bool             // the shim: without tee it has read what is in no safe place
 }
 
 // failScenarios are made anew for each run of the tests.
@@ -103,9 +104,9 @@ func failScenarios() []*failScenario {
 			do: (*failTrial).printAll},
 		{name: "adopt-daemon", roles: all[:3], begin: started, again: []string{"status", failService}, same: true,
 			do: func(r *failTrial) { kill(r, "@daemon"); r.command("status", failService) }},
-		{name: "adopt-shim", roles: []string{roleDaemon, roleShim}, begin: started, again: []string{"status", failService}, same: true,
+		{name: "adopt-shim", roles: []string{roleDaemon, roleShim}, begin: started, again: []string{"status", failService}, same: true, kills: true,
 			do: func(r *failTrial) { successor(r, "shim:"+failService) }},
-		{name: "adopt-both", roles: all[:3], begin: started, again: []string{"status", failService}, same: true,
+		{name: "adopt-both", roles: all[:3], begin: started, again: []string{"status", failService}, same: true, kills: true,
 			do: func(r *failTrial) { kill(r, "@daemon", "shim:"+failService); r.command("status", failService) }},
 		{name: "heal", roles: []string{roleShim, roleDaemon}, begin: started, again: []string{"status", failService}, same: true,
 			do: func(r *failTrial) { successor(r, "@daemon") }},
@@ -402,6 +403,9 @@ func ownLogFault(text string, errno syscall.Errno) string {
 
 // logIsWhole compares the log with the counter of the service.
 func (r *failTrial) logIsWhole() string {
+	if r.scenario.kills && strings.HasPrefix(r.failed, "tee(") {
+		return "" // such a shim says that it may lose lines when it is killed
+	}
 	written, err := readCounter(r.s.file + ".seq")
 	if err != nil {
 		written = 0

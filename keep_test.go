@@ -91,9 +91,18 @@ func (c *container) start(stdout *os.File, args ...string) {
 	c.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "DIAKONOS_") }), "DIAKONOS_HOME="+c.home().path,
 		"DIAKONOS_SERVICE_DIR="+filepath.Join(c.dir, "services"), "OF_CONTAINER=yes", "PATH="+c.bin+":"+os.Getenv("PATH"))
 	c.cmd.Dir = c.dir
-	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.out
 	if stdout != nil {
 		c.cmd.Stdout = stdout
+	}
+	c.begin()
+}
+
+// begin starts the command that makes the container.
+func (c *container) begin() {
+	c.t.Helper()
+	c.cmd.Stderr = &c.out
+	if c.cmd.Stdout == nil {
+		c.cmd.Stdout = &c.out
 	}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	defaultPipe()
@@ -154,6 +163,7 @@ func (c *container) below(command string) (pids []int) {
 			pids = append(pids, p.pid)
 		}
 	}
+	slices.Sort(pids)
 	return pids
 }
 
@@ -661,5 +671,34 @@ func TestContainerEndsAtAnyTime(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestContainerReaps: orphans of the command, and of services whose shims were killed, leave no zombies, and the daemon below is not disturbed.
+func TestContainerReaps(t *testing.T) {
+	needNamespace(t)
+	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do (true &) ; i=$((i+1)); done; touch done; until [ -e go ]; do sleep 0.01; done; exit 42", *initOrphans)
+	c := newContainer(t, initPrograms(t), map[string]string{"web": "[service]\nExecStart = \"$SVC -print up -lock $DIR/web.lock\"\n"})
+	c.start(nil, "--start", "web", "--", "sh", "-c", script)
+	if !eventually(10*time.Minute, func() bool { return exists(filepath.Join(c.dir, "done")) }) {
+		t.Fatal("it does not come to an end")
+	}
+	c.until("no zombie is left", func() bool {
+		list, ok := children(c.pid1())
+		for _, pid := range list {
+			if st, err := readStat(pid); err == nil && st.ended() {
+				return false
+			}
+		}
+		return ok
+	})
+	if s := c.status("web"); s.ActiveState != active || strings.Count(c.has("web.lock"), "\n") != 1 || strings.Contains(c.out.String(), "the daemon") {
+		t.Errorf("web is %s, and was started so often: %s\n%s", s.ActiveState, c.has("web.lock"), c.out.String())
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code := c.wait(); code != 42 {
+		t.Errorf("it ends with %d", code)
 	}
 }

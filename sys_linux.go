@@ -1225,7 +1225,7 @@ func dropDatagram(fd int) error {
 // ---- machine
 
 // bootIdentity names this boot as far as processes go: the kernel's boot id and the start of the PID namespace's first process
-// (its inode where that is hidden). An error: it cannot be told now. Records of another boot are void, so a look that has failed must
+// (the inode of its pidfd, or of the namespace, where that is hidden). An error: it cannot be told now. Records of another boot are void, so a look that has failed must
 // never pass for another boot.
 func bootIdentity() (boot string, pidns uint64, err error) {
 	pidns = pidNamespace()
@@ -1238,7 +1238,10 @@ func bootIdentity() (boot string, pidns uint64, err error) {
 	if err != nil {
 		return "", 0, fmt.Errorf("cannot tell when process 1 was started: %w", err)
 	}
-	if first.pid == 0 {
+	if first.pid == 0 { // hidden, or there is no /proc; its pidfd tells since Linux 6.9, while the number of a namespace comes again
+		if ino := refOf(1).Ino; ino != 0 {
+			return boot + ".p" + strconv.FormatUint(ino, 10), pidns, nil
+		}
 		return boot + ".ns" + strconv.FormatUint(pidns, 10), pidns, nil
 	}
 	return boot + "." + strconv.FormatUint(first.start, 10), pidns, nil
