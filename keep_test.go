@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -485,8 +486,12 @@ func TestContainerConsole(t *testing.T) {
 		c.signal(unix.SIGTERM)
 		c.wait()
 		for _, prefix := range []string{"line", "error"} {
-			if missing, _ := lines(c, prefix); missing != 0 {
+			missing, twice := lines(c, prefix)
+			if missing != 0 {
 				t.Errorf("of 3000 lines %s, %d are missing", prefix, missing)
+			}
+			if most := kills * 64 << 10 / len("web | line 1\n"); twice > most {
+				t.Errorf("after %d kills, %d lines %s come twice, want at most %d", kills, twice, prefix, most)
 			}
 		}
 	})
@@ -700,5 +705,77 @@ func TestContainerReaps(t *testing.T) {
 	}
 	if code := c.wait(); code != 42 {
 		t.Errorf("it ends with %d", code)
+	}
+}
+
+// TestKeeperTellsEnds: what PID 1 has reaped comes to the daemon with its identity, waits for the next one where there is none, and is taken only
+// once it was acted on. What is not the very process of a service is nobody's.
+func TestKeeperTellsEnds(t *testing.T) {
+	c := newInitCall(initName, dialectOf(initName))
+	if a := c.dialect.parse(c, []string{"-s", "--home", t.TempDir(), "--start", "web"}); a != nil {
+		t.Fatal(a.err)
+	}
+	i := &initLoop{call: c}
+	var err error
+	if i.keep, err = newKeep(i); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "exit 23"}, &syscall.ProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := refOf(pid)
+	awaitChild(pid)
+	i.reap() // no daemon is there yet
+
+	t.Setenv(orderVariable, string(encode(nil, &bootOrder{ServiceDir: "/"})))
+	m := fuzzManager(t)
+	fd, err := unix.FcntlInt(uintptr(i.keep.theirs), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.keeper, err = joinKeeper(fd); err != nil {
+		t.Fatal(err)
+	}
+	defer m.keeper.f.Close()
+	web, other := m.entry("web"), m.entry("other")
+	web.record.Main = ref
+	other.record.Main = pidRef{PID: ref.PID, Start: ref.Start + 1, Ino: ref.Ino + 1} // another process that had this PID
+	f, err := m.keeper.look(false)
+	if err != nil || f.Op != keeperExit {
+		t.Fatalf("%+v, %v", f, err)
+	}
+	m.hearKeeper()
+	if want := []exitNote{{ref, exitStatus{exitExited, 23}}}; !slices.Equal(web.exits, want) || len(other.exits) != 0 {
+		t.Errorf("web has %+v, other %+v; want %+v", web.exits, other.exits, want)
+	}
+	if _, err := m.keeper.look(false); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("the packet is still there: %v", err)
+	}
+}
+
+// TestContainerEnabled: without names the enabled units start, and beside a command too.
+func TestContainerEnabled(t *testing.T) {
+	needNamespace(t)
+	c := newContainer(t, initPrograms(t), map[string]string{"web": simpleUnit, "other": simpleUnit})
+	c.start(nil, "--start", "other")
+	c.until("other is up", func() bool { return strings.Contains(c.out.String(), "other | up") })
+	if out, err := c.diakonos("enable", "web"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	c.signal(unix.SIGTERM)
+	c.wait()
+	for _, args := range [][]string{nil, {"--", "sh", "-c", "touch up; sleep 1000"}} {
+		c.out = lockedBuffer{}
+		os.Remove(filepath.Join(c.dir, "up"))
+		c.start(nil, args...)
+		c.until("web is up, and the command", func() bool {
+			return strings.Contains(c.out.String(), "web | up") && (args == nil || exists(filepath.Join(c.dir, "up")))
+		})
+		if s := c.status("other"); s.ActiveState != inactive {
+			t.Errorf("%v: other is %s", args, s.ActiveState)
+		}
+		c.signal(unix.SIGTERM)
+		c.wait()
 	}
 }

@@ -238,6 +238,10 @@ func TestUnitPlaces(t *testing.T) {
 			t.Errorf("placeOf(%q, %q, %d) = %+v; want %+v", c.dir, c.home, c.euid, got, c.want)
 		}
 	}
+	kept, err := parseUnit("/srv/app/services/web.service", []byte("[service]\nExecStart = \"x\"\n"), place{Kept: true})
+	if err != nil || kept.LogMaxSize != 1<<20 || kept.LogMaxFiles != 1 {
+		t.Errorf("in a container logs have %d bytes and %d rotated files, %v", kept.LogMaxSize, kept.LogMaxFiles, err)
+	}
 	text := "[service]\nExecStart = \"x\"\nPIDFile = \"x.pid\"\n"
 	u, err := parseUnit("/etc/diakonos/web.service", []byte(text), place{0, "/run", false, true})
 	if err != nil || u.PIDFile != "/run/x.pid" || u.WorkingDirectory != "" || u.WorkingDirectorySet {
