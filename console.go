@@ -36,6 +36,8 @@ type console struct {
 	since   time.Time // of this boot: what is older was copied then, or never
 	sources map[string]*consoleSource
 	cursors []*logCursor
+	list    []logSource // what find has found
+	looked  time.Time   // and when the directory was changed before; it is not read again until that changes
 	out     []byte
 }
 
@@ -99,10 +101,17 @@ func (c *console) follow(stop <-chan struct{}) error {
 // find looks for logs that are new. It returns all, and a place that stands for those to come.
 func (c *console) find() []logSource {
 	root := filepath.Dir(c.home.logDir("x"))
-	entries, err := os.ReadDir(root)
+	st, err := os.Stat(root)
+	if err == nil && c.list != nil && st.ModTime().Equal(c.looked) {
+		return c.list
+	}
 	list := []logSource{{Dir: root + "/."}}
 	if err != nil {
 		return list // none is there yet
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return list
 	}
 	for _, e := range entries {
 		name := e.Name()
@@ -115,14 +124,14 @@ func (c *console) find() []logSource {
 		if _, err := os.Stat(c.home.logDir(name)); errors.Is(err, fs.ErrNotExist) {
 			s.cursor.close()
 			delete(c.sources, name)
-			c.cursors = nil
 		}
 	}
-	if len(c.cursors) != len(c.sources) {
-		c.cursors = c.cursors[:0]
-		for _, s := range c.sources {
-			c.cursors = append(c.cursors, s.cursor)
-		}
+	c.cursors = c.cursors[:0]
+	for _, s := range c.sources {
+		c.cursors = append(c.cursors, s.cursor)
+	}
+	if len(c.sources) == len(list)-1 { // else one could not be opened
+		c.list, c.looked = list, st.ModTime()
 	}
 	return list
 }

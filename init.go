@@ -403,7 +403,9 @@ func (i *initLoop) reap() {
 		var ws unix.WaitStatus
 		ref := pidRef{PID: -1}
 		if i.keep != nil {
-			ref = endedRef()
+			if ref = endedRef(); ref.PID < 0 {
+				return
+			}
 		}
 		pid, err := unix.Wait4(ref.PID, &ws, unix.WNOHANG, nil)
 		switch {

@@ -19,6 +19,7 @@ const (
 	daemonFirst     = 100 * time.Millisecond // pause before the daemon is started again, after it was started again at once; it doubles
 	daemonMost      = 10 * time.Second
 	daemonForgets   = 10 * time.Second // a daemon that lived so long is started again at once
+	daemonTries     = 10               // of which none came up
 	hurriedGrace    = time.Second      // what a second signal leaves
 	commandReserve  = 2 * time.Second  // of the grace, for the services that are stopped after the command, or half of it
 	consolePatience = time.Second      // for the last words of services
@@ -48,6 +49,7 @@ type upkeep struct {
 	began   boottime         // when it was started
 	pause   time.Duration    // before the next one
 	hello   bool             // there was one that came up
+	died    int              // so many have ended
 	coded   bool             // the exit code is settled
 	code    int              // of the container
 	failed  bool             // what is started at first did not come up whole
@@ -136,11 +138,12 @@ func (k *upkeep) plan() {
 	k.arm()
 }
 
-// daemonEnded: a daemon may die as it likes. One that gives up before any has come up cannot work here.
+// daemonEnded: a daemon may die as it likes. One that gives up before any has come up cannot work here, nor can one that is killed again and again.
 func (k *upkeep) daemonEnded(ws unix.WaitStatus) {
 	k.daemon = 0
+	k.died++
 	switch {
-	case !k.hello && ws.Exited():
+	case !k.hello && (ws.Exited() || k.died >= daemonTries):
 		k.settle(exitFailed)
 		k.loop.finish(k.code)
 		return
@@ -203,6 +206,9 @@ func (k *upkeep) onFrame(f keeperFrame) {
 	switch f.Op {
 	case keeperHello:
 		k.hello = true
+		if k.phase == keepStopping { // when it was started, the connection may have been full
+			k.sendStop()
+		}
 	case keeperUp:
 		if k.phase == keepBooting {
 			k.serve()

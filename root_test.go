@@ -108,7 +108,8 @@ func TestEmptyRoot(t *testing.T) {
 					syscall.Kill(pid, unix.SIGKILL)
 				}
 				c.until("daemon and shims are there again", func() bool {
-					return len(c.below(daemonName)) == 1 && !slices.Contains(old, c.below(daemonName)[0]) && len(c.below(shimName+" ")) == 2 &&
+					now := c.below(daemonName)
+					return len(now) == 1 && !slices.Contains(old, now[0]) && len(c.below(shimName+" ")) == 2 &&
 						daemonMode(inside(x.home+"/daemon.json")) == modeInit
 				})
 			}
