@@ -39,13 +39,13 @@ type initCall struct {
 	rewrite     [lastRTSignal + 1]syscall.Signal
 
 	// as supervisor
-	keeps      bool     // there is a daemon below us
-	starts     []string // units by name that are started at first; none = the enabled ones, else all
-	home       home
-	serviceDir string        // absolute
-	grace      time.Duration // for the end of all
-	whenIdle   bool          // the container ends when nothing runs any more
-	logFormat  string        // of the console
+	keeps     bool     // there is a daemon below us
+	starts    []string // units by name that are started at first; none = the enabled ones, else all
+	homeFlag  string
+	dirFlag   string
+	grace     time.Duration // for the end of all
+	whenIdle  bool          // the container ends when nothing runs any more
+	logFormat string        // of the console
 }
 
 // commandPlace is where the command runs.
@@ -422,7 +422,7 @@ const (
 	defaultGrace  = 10 * time.Second // as of docker stop
 )
 
-// supervise tells whether services are to be kept, and finds their places. With a command that takes a unit that is named or enabled.
+// supervise tells whether services are to be kept. With a command that takes a unit that is named or enabled.
 func (c *initCall) supervise(starts, homeFlag, dirFlag string) (wrong string) {
 	for word := range strings.FieldsFuncSeq(starts, func(r rune) bool { return r == ',' || r == ' ' }) {
 		name, err := unitName(word)
@@ -431,24 +431,16 @@ func (c *initCall) supervise(starts, homeFlag, dirFlag string) (wrong string) {
 		}
 		c.starts = append(c.starts, name)
 	}
-	var err error
-	c.home, err = findHome(homeFlag)
 	if len(c.command) > 0 && len(c.starts) == 0 {
-		units, _ := c.home.enabledUnits()
-		if err != nil || len(units) == 0 {
+		h, err := findHome(homeFlag)
+		if units, _ := h.enabledUnits(); err != nil || len(units) == 0 {
 			return ""
 		}
 	}
 	if len(c.command) == 0 && os.Getpid() != 1 && !c.subreaper {
 		return "no command is given, and only the first process of a container (PID 1), or one with -s, keeps services"
 	}
-	if c.home, err = makeHome(homeFlag); err == nil {
-		c.serviceDir, err = findServiceDir(dirFlag, c.home)
-	}
-	if err != nil {
-		return err.Error()
-	}
-	c.keeps = true
+	c.keeps, c.homeFlag, c.dirFlag = true, homeFlag, dirFlag
 	return ""
 }
 

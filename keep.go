@@ -74,10 +74,18 @@ func newKeep(i *initLoop) (*upkeep, error) {
 	}
 	k.ours, k.theirs = fds[0], fds[1]
 	c := i.call
-	order := bootOrder{Start: c.starts, ServiceDir: c.serviceDir, Command: len(c.command) > 0, WhenIdle: c.whenIdle}
-	k.env = append(daemonEnvironment(os.Environ()), homeVariable+"="+c.home.path, startedVariable+"="+modeInit,
+	h, err := makeHome(c.homeFlag)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := findServiceDir(c.dirFlag, h)
+	if err != nil {
+		return nil, err
+	}
+	order := bootOrder{Start: c.starts, ServiceDir: dir, Command: len(c.command) > 0, WhenIdle: c.whenIdle}
+	k.env = append(daemonEnvironment(os.Environ()), homeVariable+"="+h.path, startedVariable+"="+modeInit,
 		orderVariable+"="+string(encode(nil, &order)), keeperVariable+"="+strconv.Itoa(os.Getpid()))
-	k.argv = consoleArguments(c.logFormat, c.home, time.Now())
+	k.argv = consoleArguments(c.logFormat, h, time.Now())
 	go k.read()
 	return k, nil
 }
