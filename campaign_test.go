@@ -30,6 +30,7 @@ import (
 var (
 	campaignKills    = flag.Int("kills", 40, "rounds of TestKillCampaign, each with at least one SIGKILL")
 	campaignSeed     = flag.Uint64("seed", 0, "seed of TestKillCampaign; 0 = another one each time")
+	campaignKept     = flag.Bool("kept", false, "TestKillCampaign below a first process (diakonos-init -s), which keeps the daemon")
 	campaignServices = flag.Int("services", 0, "services of TestKillCampaign; 0 = 12, or 50 from 300 kills on")
 )
 
@@ -191,7 +192,27 @@ func newCampaign(t *testing.T, seed uint64) *campaign {
 		k := &subjectKinds[i%len(subjectKinds)]
 		c.add(k, fmt.Sprintf("%s%d", k.name, i))
 	}
+	if *campaignKept {
+		c.contain()
+	}
 	return c
+}
+
+// contain starts a first process, which starts nothing but a unit of its own.
+func (c *campaign) contain() {
+	c.unit("first", "[service]\nType = \"oneshot\"\nRemainAfterExit = true\nExecStart = \"true\"\n")
+	cmd := c.program(initName, "-s", "--start", "first")
+	cmd.Env = append(cmd.Env, "DIAKONOS_SERVICE_DIR="+filepath.Join(c.dir, "services"))
+	c.must(cmd.Start())
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	c.t.Cleanup(func() { cmd.Process.Kill(); <-ended })
+	if !eventually(testPatience, func() bool {
+		d, err := (home{c.home}).readDaemon()
+		return err == nil && d.Mode == modeInit && !d.Boots
+	}) {
+		c.t.Fatal("the first process keeps no daemon")
+	}
 }
 
 func campaignOf(h *testHome, seed uint64) *campaign {
@@ -1198,7 +1219,11 @@ func (c *campaign) finish() {
 		c.fault("kill: %v\n%s", err, out)
 	}
 	stuck.Stop()
-	for _, p := range (&scriptState{work: c.dir, home: c.home}).leftovers() {
+	rest := &scriptState{work: c.dir, home: c.home}
+	if *campaignKept { // the first process lets the console come to its end
+		eventually(testPatience, func() bool { return len(rest.leftovers()) == 0 })
+	}
+	for _, p := range rest.leftovers() {
 		c.fault("after kill there is %s", p)
 	}
 	if fault := c.stranger.fault(); fault != "" {

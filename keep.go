@@ -155,10 +155,10 @@ func (k *upkeep) daemonEnded(ws unix.WaitStatus) {
 		k.settle(exitFailed)
 		k.loop.finish(k.code)
 		return
-	case ws.Signaled():
-		k.loop.call.say(sayDaemonKilled, signalText(ws.Signal()))
 	case k.phase == keepEmptying:
 		return
+	case ws.Signaled():
+		k.loop.call.say(sayDaemonKilled, signalText(ws.Signal()))
 	case k.phase == keepStopping:
 		k.pause = daemonFirst // its last word may be on the way
 	default:

@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 type container struct {
 	t     *testing.T
 	bin   string
+	name  string // of the first process; "" = diakonos-init
 	dir   string
 	svc   string
 	cmd   *exec.Cmd
@@ -88,7 +90,7 @@ func (c *container) home() home { return home{filepath.Join(c.dir, "h")} }
 // start starts diakonos-init with arguments. stdout nil = it is collected with stderr.
 func (c *container) start(stdout *os.File, args ...string) {
 	c.t.Helper()
-	c.cmd = exec.Command("unshare", append([]string{"-m", "-p", "-f", "--mount-proc", "--kill-child", filepath.Join(c.bin, initName)}, args...)...)
+	c.cmd = exec.Command("unshare", append([]string{"-m", "-p", "-f", "--mount-proc", "--kill-child", filepath.Join(c.bin, cmp.Or(c.name, initName))}, args...)...)
 	c.cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "DIAKONOS_") }), "DIAKONOS_HOME="+c.home().path,
 		"DIAKONOS_SERVICE_DIR="+filepath.Join(c.dir, "services"), "OF_CONTAINER=yes", "PATH="+c.bin+":"+os.Getenv("PATH"))
 	c.cmd.Dir = c.dir
@@ -777,5 +779,28 @@ func TestContainerEnabled(t *testing.T) {
 		}
 		c.signal(unix.SIGTERM)
 		c.wait()
+	}
+}
+
+// TestContainerOfDiakonosd: diakonosd as PID 1 is the same first process, with a daemon below it.
+func TestContainerOfDiakonosd(t *testing.T) {
+	needNamespace(t)
+	c := newContainer(t, initPrograms(t), map[string]string{"web": simpleUnit})
+	if err := os.Symlink("diakonos", filepath.Join(c.bin, daemonName)); err != nil {
+		t.Fatal(err)
+	}
+	c.name = daemonName
+	c.start(nil, "--start", "web")
+	c.until("web is up", func() bool { return strings.Contains(c.out.String(), "web | up") })
+	first := c.pid1()
+	if list := c.below(filepath.Join(c.bin, daemonName) + " --start web"); !slices.Equal(list, []int{first}) {
+		t.Errorf("the first process is %d; with its own command line there is %v", first, list)
+	}
+	if list := c.below(daemonName); len(list) != 1 || list[0] == first {
+		t.Errorf("the first process is %d, the daemons are %v", first, list)
+	}
+	c.signal(unix.SIGTERM)
+	if code := c.wait(); code != 0 {
+		t.Errorf("it ends with %d\n%s", code, c.out.String())
 	}
 }

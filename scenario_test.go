@@ -291,7 +291,7 @@ func scenarios() []*scenario {
 		{name: "a daemon in the foreground", kinds: []subjectKind{chatty}, before: (*trial).startAll, blind: true,
 			do: (*trial).foreground},
 		{name: "a container", kinds: []subjectKind{chatty, againKind}, blind: true,
-			do: (*trial).contain},
+			do: (*trial).container},
 		{name: "leftovers", kinds: []subjectKind{leavingKind}, before: (*trial).startAll,
 			do: func(r *trial) {
 				leaves := func(n int) {

@@ -640,8 +640,8 @@ func (r *trial) foreground() {
 	r.t.Cleanup(func() { cmd.Process.Kill(); <-ended })
 }
 
-// contain runs the services below a first process, which has a daemon of its own, and ends it.
-func (r *trial) contain() {
+// container runs the services below a first process, which has a daemon of its own, and ends it.
+func (r *trial) container() {
 	r.t.Helper()
 	cmd := r.program(initName, "-s", "--start", "chatty,again")
 	r.must(cmd.Start())
