@@ -591,7 +591,7 @@ func BenchmarkContainer(b *testing.B) {
 				want = 50
 			}
 			var first, stop time.Duration
-			var kB, daemonKB int
+			var kB, anonymous, daemonKB int
 			for n := range b.N {
 				r, w, err := os.Pipe()
 				must(err)
@@ -614,6 +614,7 @@ func BenchmarkContainer(b *testing.B) {
 				}
 				go func() { _, _ = io.Copy(io.Discard, r) }()
 				kB += memoryKB(b, cmd.Process.Pid, "Private_")
+				anonymous += memoryKB(b, cmd.Process.Pid, "Anonymous:")
 				if list, _ := children(cmd.Process.Pid); strings.HasPrefix(c.name, "ours") {
 					for _, pid := range list {
 						if st, err := readStat(pid); err == nil && st.comm == daemonName {
@@ -635,6 +636,7 @@ func BenchmarkContainer(b *testing.B) {
 			b.ReportMetric(float64(first.Microseconds())/float64(b.N)/1000, "first-ms")
 			b.ReportMetric(float64(stop.Microseconds())/float64(b.N)/1000, "end-ms")
 			b.ReportMetric(float64(kB)/float64(b.N), "private-kB")
+			b.ReportMetric(float64(anonymous)/float64(b.N), "anonymous-kB")
 			if daemonKB > 0 {
 				b.ReportMetric(float64(daemonKB)/float64(b.N), "daemon-kB")
 			}
