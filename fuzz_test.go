@@ -488,6 +488,7 @@ func (f *stepper) plausible(b byte) (string, event) {
 func FuzzStep(f *testing.F) {
 	for i := range fuzzStepUnits {
 		f.Add(byte(i), []byte("\x01\x81\x83\x85\x87\x80\x02\x81\x80\x85\x8a\x81\x80\x03\x81\x04\xc5\x81\x80"))
+		f.Add(byte(i), []byte("\x01\x81\x83\x85\x06\x81\x07\x80\x82\x81\x80"))
 		f.Add(byte(i), []byte("\x01\x02\x81\x83\x82\x04\x03\x83\x1a\x81\x85\x1b\x90\x1c\x80\x17\x18\x81\x83"))
 	}
 	f.Fuzz(func(t *testing.T, which byte, input []byte) {
@@ -507,6 +508,9 @@ func FuzzStep(f *testing.F) {
 			case b == 5:
 				w.s = newService(w.s.unit, w.s.runRecord) // the shim was killed
 				w.step("adopted", evAdopted{nothingRan: w.s.Spawning != "" && w.now.boot%2 == 0})
+			case b == 6 || b == 7: // a stop within a shutdown, or the one under way with less time
+				w.jobs += int(7 - b)
+				w.step(verbStop, evJob{id: strconv.Itoa(w.jobs), verb: verbStop, until: w.now.after(time.Duration(b-5) * time.Second)})
 			default:
 				if c := allEvents[int(b)%len(allEvents)]; !isJob(c.ev) && w.possible(c.ev) {
 					w.step(c.name, c.ev)
