@@ -7,9 +7,8 @@ package main
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -35,20 +34,24 @@ type console struct {
 	shown   bool      // it is a terminal: control characters are shown, not sent
 	since   time.Time // of this boot: what is older was copied then, or never
 	sources map[string]*consoleSource
-	cursors []*logCursor
-	list    []logSource // what find has found
-	looked  time.Time   // and when the directory was changed before; it is not read again until that changes
+	names   map[int32]string // of sources, by watch descriptor
+	watch   *consoleWatch
+	weak    bool  // not all can be watched: all are looked at every followEvery
+	root    int32 // watch descriptor of the directory of logs
+	stale   bool  // which has to be read
 	out     []byte
 }
 
 // consoleSource is the log of one service.
 type consoleSource struct {
-	cursor *logCursor
-	done   logPlace // what was given to the output, or stands in out
-	saved  logPlace // as on disk
-	last   time.Time
-	begun  bool // its first look is done
-	gap    bool // files were removed before they were copied
+	cursor  *logCursor
+	done    logPlace // what was given to the output, or stands in out
+	saved   logPlace // as on disk
+	last    time.Time
+	begun   bool  // its first look is done
+	changed bool  // there may be more in the log
+	wd      int32 // of its watch
+	gap     bool  // files were removed before they were copied
 }
 
 // consoleMain is the process.
@@ -57,15 +60,13 @@ func consoleMain(args []string) int {
 		return exitUsage
 	}
 	ns, _ := strconv.ParseInt(args[2], 10, 64)
-	c := &console{json: args[0] == consoleJSON, home: home{args[1]}, since: time.Unix(0, ns), sources: map[string]*consoleSource{},
+	c := &console{json: args[0] == consoleJSON, home: home{args[1]}, since: time.Unix(0, ns), sources: map[string]*consoleSource{}, names: map[int32]string{}, stale: true,
 		shown: isatty.IsTerminal(1)}
 	unix.Umask(0o077)
 	signal.Ignore(unix.SIGINT, unix.SIGHUP, unix.SIGPIPE, unix.SIGTTOU)
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, unix.SIGTERM)
 	stop := make(chan struct{})
 	go func() {
-		<-told
+		_, _ = io.Copy(io.Discard, os.Stdin) // the first process closes it, or has ended
 		close(stop)
 	}()
 	if err := c.follow(stop); err != nil {
@@ -77,76 +78,111 @@ func consoleMain(args []string) int {
 
 // follow copies until it is told to stop, and then what is there.
 func (c *console) follow(stop <-chan struct{}) error {
-	w := startLogWatch(nil)
-	defer w.close()
-	for going := true; ; {
-		known := len(c.sources)
-		w.sources = c.find()
-		if w.file != nil {
-			w.add()
-		}
+	c.watch = startConsoleWatch()
+	defer c.watch.close()
+	for {
+		c.find()
 		if err := c.copy(); err != nil {
 			return err
 		}
-		if len(c.sources) != known {
-			continue // what came between the first look at a log and the watch of it
+		if !c.wait(stop) {
+			c.find()
+			for _, s := range c.sources {
+				s.changed = true
+			}
+			return c.copy()
 		}
-		if !going {
-			return nil
-		}
-		going = w.wait(stop)
 	}
 }
 
-// find looks for logs that are new. It returns all, and a place that stands for those to come.
-func (c *console) find() []logSource {
+// wait waits until logs have changed, and notes which; false = stop is closed.
+func (c *console) wait(stop <-chan struct{}) bool {
+	var tick <-chan time.Time
+	if c.watch.file == nil || c.weak {
+		t := time.NewTimer(followEvery)
+		defer t.Stop()
+		tick = t.C
+	}
+	var list []int32
+	select {
+	case <-stop:
+		return false
+	case <-tick:
+		list = []int32{anyWatch}
+	case list = <-c.watch.changed:
+	}
+	for _, wd := range list {
+		if wd == anyWatch || wd == c.root {
+			c.stale = true
+		}
+		if wd == anyWatch {
+			for _, s := range c.sources {
+				s.changed = true
+			}
+		} else if s := c.sources[c.names[wd]]; s != nil {
+			s.changed = true
+		}
+	}
+	return true
+}
+
+// find looks for logs that are new, and forgets those that are gone. A log is watched before it is looked at, so that nothing comes between.
+func (c *console) find() {
+	if !c.stale {
+		return
+	}
 	root := filepath.Dir(c.home.logDir("x"))
-	st, err := os.Stat(root)
-	if err == nil && c.list != nil && st.ModTime().Equal(c.looked) {
-		return c.list
-	}
-	list := []logSource{{Dir: root + "/."}}
-	if err != nil {
-		return list // none is there yet
-	}
+	wd, ok := c.watch.add(root)
+	c.root, c.weak = wd, !ok
 	entries, err := os.ReadDir(root)
 	if err != nil {
-		return list
+		c.weak = true // not there yet
+		return
 	}
+	c.stale = false
+	there := map[string]bool{}
 	for _, e := range entries {
 		name := e.Name()
-		list = append(list, logSource{Name: name, Dir: c.home.logDir(name)})
-		if c.sources[name] == nil && e.IsDir() {
-			c.open(name)
+		if !e.IsDir() {
+			continue
+		}
+		there[name] = true
+		wd, ok := c.watch.add(c.home.logDir(name))
+		c.weak = c.weak || !ok
+		s := c.sources[name]
+		if s != nil && ok && s.wd != wd { // it was forgotten and made anew
+			c.drop(name)
+			s = nil
+		}
+		if s == nil && !c.open(name, wd) {
+			c.stale, c.weak = true, true // it is tried again
 		}
 	}
-	for name, s := range c.sources { // forgotten ones
-		if _, err := os.Stat(c.home.logDir(name)); errors.Is(err, fs.ErrNotExist) {
-			s.cursor.close()
-			delete(c.sources, name)
+	for name := range c.sources {
+		if !there[name] {
+			c.drop(name)
 		}
 	}
-	c.cursors = c.cursors[:0]
-	for _, s := range c.sources {
-		c.cursors = append(c.cursors, s.cursor)
-	}
-	if len(c.sources) == len(list)-1 { // else one could not be opened
-		c.list, c.looked = list, st.ModTime()
-	}
-	return list
+}
+
+func (c *console) drop(name string) {
+	s := c.sources[name]
+	s.cursor.close()
+	delete(c.names, s.wd)
+	delete(c.sources, name)
 }
 
 // open begins with a log where the copy of it was left.
-func (c *console) open(name string) {
+func (c *console) open(name string, wd int32) bool {
 	place, known := readLogPlace(c.placeFile(name))
 	q := logQuery{Lines: -1}
 	if !known {
 		q.Since = c.since
 	}
-	s := &consoleSource{cursor: newCursor(logSource{Name: name, Dir: c.home.logDir(name)}, q)}
+	s := &consoleSource{cursor: newCursor(logSource{Name: name, Dir: c.home.logDir(name)}, q), wd: wd, changed: true}
 	if s.cursor.begin(q, holdTail) != nil {
 		s.cursor.close()
-		return // it is looked at again
+		return false
 	}
 	if known {
 		s.gap = !s.cursor.goTo(place)
@@ -154,23 +190,30 @@ func (c *console) open(name string) {
 	} else {
 		s.gap = len(s.cursor.files) > 1 // it was rotated before we came to it, so more may have been there
 	}
-	c.sources[name] = s
+	c.sources[name], c.names[wd] = s, name
+	return true
 }
 
 func (c *console) placeFile(name string) string { return c.home.runDir(name) + "/console" }
 
-// copy writes what there is, by time.
+// copy writes what has changed, by time.
 func (c *console) copy() error {
+	var cursors []*logCursor
 	for _, s := range c.sources {
-		if s.begun {
+		if !s.changed {
+			continue
+		}
+		s.changed = false
+		if s.begun { // else open has found what there is
 			s.gap = s.gap || s.cursor.lost()
 			if err := s.cursor.catchUp(); err != nil {
 				return err
 			}
 		}
 		s.begun = true
+		cursors = append(cursors, s.cursor)
 	}
-	err := mergeLogs(c.cursors, -1, func(name string, r logRecord) error {
+	err := mergeLogs(cursors, -1, func(name string, r logRecord) error {
 		s := c.sources[name]
 		if s.gap {
 			s.gap = false
@@ -234,6 +277,70 @@ func (c *console) flush() error {
 		}
 	}
 	return nil
+}
+
+// ---- what has changed
+
+// anyWatch stands for all of them.
+const anyWatch = -1
+
+// consoleWatch tells which directories have changed (man 7 inotify).
+type consoleWatch struct {
+	file    *os.File     // nil = there is no inotify
+	changed chan []int32 // watch descriptors
+}
+
+func startConsoleWatch() *consoleWatch {
+	w := &consoleWatch{changed: make(chan []int32)}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return w
+	}
+	w.file = os.NewFile(uintptr(fd), "inotify")
+	go w.listen()
+	return w
+}
+
+// add watches a directory; one that is watched already keeps its descriptor.
+func (w *consoleWatch) add(dir string) (wd int32, ok bool) {
+	if w.file == nil {
+		return 0, false
+	}
+	conn, err := w.file.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	n := 0
+	cerr := conn.Control(func(fd uintptr) {
+		n, err = unix.InotifyAddWatch(int(fd), dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE|unix.IN_ONLYDIR)
+	})
+	return int32(n), err == nil && cerr == nil
+}
+
+// listen hands on what has changed. As long as nobody takes it, the kernel keeps more, and says so when that was too much.
+func (w *consoleWatch) listen() {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := w.file.Read(buf)
+		if err != nil {
+			return
+		}
+		var list []int32
+		for rest := buf[:n]; len(rest) >= unix.SizeofInotifyEvent; {
+			wd := int32(binary.NativeEndian.Uint32(rest)) // -1 = too much
+			if len(list) == 0 || list[len(list)-1] != wd {
+				list = append(list, wd)
+			}
+			rest = rest[min(len(rest), unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(rest[12:]))):]
+		}
+		w.changed <- list
+	}
+}
+
+func (w *consoleWatch) close() {
+	if w.file != nil {
+		w.file.Close()
+	}
 }
 
 // ---- places

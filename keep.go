@@ -55,6 +55,7 @@ type upkeep struct {
 	failed  bool             // what is started at first did not come up whole
 	console int              // PID of what copies logs to our standard output; 0 = it does not run
 	argv    []string         // of that
+	mouth   int              // the other end of its standard input, whose end tells it to come to an end; below 0 = none
 	spoke   boottime         // when it was started
 	timer   *time.Timer      // for the times below
 	speak   boottime         // when the console is started again; 0 = not now
@@ -66,7 +67,7 @@ type upkeep struct {
 
 // newKeep prepares the start of daemons.
 func newKeep(i *initLoop) (*upkeep, error) {
-	k := &upkeep{loop: i, frames: make(chan keeperFrame, 16), timer: time.NewTimer(time.Hour)}
+	k := &upkeep{loop: i, mouth: -1, frames: make(chan keeperFrame, 16), timer: time.NewTimer(time.Hour)}
 	k.timer.Stop()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -170,15 +171,30 @@ func (k *upkeep) daemonEnded(ws unix.WaitStatus) {
 // startConsole starts the process that copies the logs to our standard output.
 func (k *upkeep) startConsole() {
 	k.speak, k.spoke = 0, bootNow()
-	attr := &syscall.ProcAttr{Dir: "/", Env: k.env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true}}
-	pid, errno := forkExec(selfExe(), k.argv, attr)
-	if errno != 0 {
-		k.loop.call.say(sayExec, k.argv[0], errorText(errno))
-		k.speak = k.spoke + boottime(daemonMost)
-		k.arm()
-		return
+	k.hush()
+	var p [2]int
+	err := unix.Pipe2(p[:], unix.O_CLOEXEC)
+	if err == nil {
+		attr := &syscall.ProcAttr{Dir: "/", Env: k.env, Files: []uintptr{uintptr(p[0]), 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true}}
+		pid, errno := forkExec(selfExe(), k.argv, attr)
+		unix.Close(p[0])
+		if k.mouth = p[1]; errno == 0 {
+			k.console = pid
+			return
+		}
+		err = errno
 	}
-	k.console = pid
+	k.loop.call.say(sayExec, k.argv[0], errorText(err))
+	k.speak = k.spoke + boottime(daemonMost)
+	k.arm()
+}
+
+// hush tells the console to copy what is there and to end.
+func (k *upkeep) hush() {
+	if k.mouth >= 0 {
+		unix.Close(k.mouth)
+		k.mouth = -1
+	}
 }
 
 // consoleEnded: what was killed is started again, at most every second. What has ended by itself cannot write.
@@ -383,12 +399,15 @@ func (k *upkeep) arm() {
 
 // empty lets the console come to the end of the logs, as far as somebody reads it.
 func (k *upkeep) empty() {
+	if k.speak != 0 { // it was killed just now
+		k.startConsole()
+	}
 	if k.console == 0 {
 		k.finish()
 		return
 	}
 	k.phase = keepEmptying
-	_ = unix.Kill(k.console, unix.SIGTERM)
+	k.hush()
 	k.until = min(k.until, bootNow()+boottime(consolePatience))
 	k.arm()
 }
