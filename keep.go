@@ -201,6 +201,9 @@ func (k *upkeep) hush() {
 func (k *upkeep) consoleEnded(ws unix.WaitStatus) {
 	k.console = 0
 	switch {
+	case k.phase == keepEmptying && ws.Signaled(): // for the last words there is a little time
+		k.startConsole()
+		k.hush()
 	case k.phase == keepEmptying:
 		k.finish()
 	case ws.Signaled():
