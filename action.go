@@ -30,7 +30,7 @@ func endAction(u *unit, r *runRecord) (key string, action unitAction, code int) 
 
 // actOnEnd does what the unit asks for, if its service has ended since it had this sub-state and invocation.
 func (m *manager) actOnEnd(e *supervised, sub, invocation string) {
-	if e.record.Sub == sub && e.record.Invocation == invocation {
+	if ended := sub == dead || sub == failed; e.record.Invocation == invocation && (ended || e.record.Sub == sub) {
 		return
 	}
 	m.act(e)

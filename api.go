@@ -26,6 +26,9 @@ const clientBacklog = 8 << 20
 // flushLimit bounds the wait for clients when the daemon ends.
 const flushLimit = 2 * time.Second
 
+// flushBrief bounds it below the first process of a container, whose time is nearly over then.
+const flushBrief = 250 * time.Millisecond
+
 // typicalReply is about how long the line for one unit is (bytes).
 const typicalReply = 1 << 10
 
@@ -365,8 +368,8 @@ func (m *manager) answerDaemonStatus(c *session) {
 
 // answerDemand installs what start, stop, restart and reload ask for; the answer ends when all jobs have.
 func (m *manager) answerDemand(c *session, r request) {
-	if m.keeper != nil && m.keeper.until != 0 {
-		m.done(c, exitFailed, "the container is about to end: everything is being stopped")
+	if m.keeper != nil && (m.keeper.until != 0 || m.keeper.ending) || m.killer != nil && m.killer.c == nil {
+		m.done(c, exitFailed, "everything is being stopped")
 		return
 	}
 	if m.killer != nil && m.clients[m.killer.c] {
@@ -513,7 +516,7 @@ func (m *manager) finishAsker(a *asker) {
 
 // ---- kill
 
-// answerKill stops everything in order, then ends the daemon. "killed" is on disk before the first wish.
+// answerKill stops everything; below the first process of a container that is the end of the container.
 func (m *manager) answerKill(c *session) {
 	if m.killer != nil {
 		m.done(c, exitFailed, "`diakonos kill` is under way")
@@ -532,7 +535,7 @@ func (m *manager) answerKill(c *session) {
 	m.stopAll(a, byKill, "")
 }
 
-// stopAll stops everything in order, then ends the daemon.
+// stopAll stops everything in order, then ends the daemon. "killed" is on disk before the first wish.
 func (m *manager) stopAll(a *asker, by, other string) {
 	wanted := wantedKilled
 	if m.keeper != nil {
@@ -611,8 +614,11 @@ func (m *manager) checkKill() {
 
 // flush waits for the clients to get their last answers, within reason: one that hears nothing asks the next daemon, and so starts it.
 func (m *manager) flush(first *session) {
-	limit := make(chan struct{})
-	defer time.AfterFunc(flushLimit, func() { close(limit) }).Stop()
+	limit, most := make(chan struct{}), flushLimit
+	if m.keeper != nil {
+		most = flushBrief
+	}
+	defer time.AfterFunc(most, func() { close(limit) }).Stop()
 	var list []*session
 	if first != nil {
 		list = append(list, first)

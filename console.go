@@ -7,6 +7,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -207,7 +208,7 @@ func (c *console) copy() error {
 		if s.begun { // else open has found what there is
 			s.gap = s.gap || s.cursor.lost()
 			if err := s.cursor.catchUp(); err != nil {
-				return err
+				return c.startOver()
 			}
 		}
 		s.begun = true
@@ -215,8 +216,8 @@ func (c *console) copy() error {
 	}
 	err := mergeLogs(cursors, -1, func(name string, r logRecord) error {
 		s := c.sources[name]
-		if s.gap {
-			s.gap = false
+		if s.gap || s.cursor.missed {
+			s.gap, s.cursor.missed = false, false
 			c.append(name, logRecord{Time: r.Time, Gap: true, Text: gapOnConsole(s.last)})
 		}
 		s.last = r.Time
@@ -229,10 +230,28 @@ func (c *console) copy() error {
 		}
 		return nil
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoReader):
 		return err
+	case err != nil:
+		return c.startOver()
 	}
 	return c.flush()
+}
+
+// errNoReader: the output cannot be written.
+var errNoReader = errors.New("cannot write")
+
+// startOver: a log could not be read. All are begun anew where the copy of them was left, after a pause.
+func (c *console) startOver() error {
+	if err := c.flush(); err != nil {
+		return err
+	}
+	for name := range c.sources {
+		c.drop(name)
+	}
+	c.stale, c.weak = true, true
+	return nil
 }
 
 func gapOnConsole(last time.Time) []byte {
@@ -266,7 +285,7 @@ func (c *console) flush() error {
 		case err == unix.EAGAIN: // somebody has made it non-blocking
 			_, _ = sysPoll([]unix.PollFd{{Fd: 1, Events: unix.POLLOUT}}, -1)
 		case err != nil && err != unix.EINTR:
-			return err
+			return fmt.Errorf("%w: %w", errNoReader, err)
 		}
 		c.out = c.out[max(n, 0):]
 	}
@@ -345,12 +364,13 @@ func (w *consoleWatch) close() {
 
 // ---- places
 
-const logPlaceBytes = 16 // inode 8, offset 8, little endian
+const logPlaceBytes = 16 + prefixBytes // inode 8, offset 8, little endian; the beginning of the file
 
 func writeLogPlace(path string, p logPlace) error {
 	var b [logPlaceBytes]byte
 	binary.LittleEndian.PutUint64(b[0:], p.inode)
 	binary.LittleEndian.PutUint64(b[8:], uint64(p.offset))
+	copy(b[16:], p.first[:])
 	fd, err := openRetry(path, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
@@ -365,7 +385,9 @@ func readLogPlace(path string) (p logPlace, known bool) {
 	if err != nil || len(b) != logPlaceBytes {
 		return p, false
 	}
-	return logPlace{binary.LittleEndian.Uint64(b[0:]), int64(binary.LittleEndian.Uint64(b[8:]))}, true
+	p = logPlace{inode: binary.LittleEndian.Uint64(b[0:]), offset: int64(binary.LittleEndian.Uint64(b[8:]))}
+	copy(p.first[:], b[16:])
+	return p, true
 }
 
 // consoleArguments is the command line of the process.

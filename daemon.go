@@ -74,6 +74,7 @@ type manager struct {
 	bequest    *bequest             // of the program that this process was before, until its jobs are resumed; nil = it is new
 	upgrade    *upgrade             // `daemon-upgrade` is under way
 	keeper     *keeper              // the first process of a container, which keeps us; nil = there is none
+	keptBy     pidRef               // the first process that this boot is of
 	exitCode   int                  // that we end with
 }
 
@@ -362,14 +363,24 @@ func (m *manager) announceSelf() error {
 		m.say("%v", err) // a full disk must not keep the daemon away; daemon.json names it too
 	}
 	m.previous, _ = m.home.readDaemon()
-	return m.writeSelf(wantedRunning, m.previous.Attempts)
+	wanted := wantedRunning
+	switch k := m.keeper; {
+	case k != nil:
+		if k.ending = m.previous.Boot == m.boot && m.previous.Keeper == k.ref && m.previous.Wanted == wantedEnding; k.ending {
+			wanted = wantedEnding
+		}
+		m.keptBy = k.ref
+	case m.previous.Boot == m.boot:
+		m.keptBy = m.previous.Keeper
+	}
+	return m.writeSelf(wanted, m.previous.Attempts)
 }
 
 func (m *manager) writeSelf(wanted string, attempts int) error {
 	exe, _ := os.Readlink("/proc/self/exe")
 	reach("daemon.record")
 	return m.home.writeDaemon(daemonRecord{Version: protocolVersion, Boot: m.boot, PIDNS: m.pidns, Wanted: wanted, Mode: m.mode,
-		Daemon: refOf(os.Getpid()), Binary: exe, Build: version, Started: m.started, Attempts: attempts, Boots: m.boots()})
+		Daemon: refOf(os.Getpid()), Binary: exe, Build: version, Started: m.started, Attempts: attempts, Keeper: m.keptBy, Boots: m.boots()})
 }
 
 // say writes one line of ours: to daemon.log, and in the foreground to stderr too.
@@ -1101,7 +1112,7 @@ func (m *manager) shimEnvironment() []string {
 		env = append(env, cgroupVariable+"="+m.cgroupBase)
 	}
 	if m.keeper != nil {
-		env = append(env, keeperVariable+"="+strconv.Itoa(m.keeper.pid))
+		env = append(env, keeperVariable+"="+strconv.Itoa(m.keeper.ref.PID))
 	}
 	return env
 }
@@ -1568,7 +1579,9 @@ func (m *manager) adopted(e *supervised) {
 // resume installs the jobs of open wishes again, in the order that the graph gives now, then the enabled units if this is the first
 // daemon of a boot, or after `kill`.
 func (m *manager) resume() {
-	if m.keeper != nil && m.ends() {
+	if m.keeper != nil && m.ends() || m.killer != nil {
+		m.resumeAskers()
+		m.unpark()
 		return
 	}
 	open := map[jobKind][]string{}
@@ -1606,7 +1619,7 @@ func (m *manager) resume() {
 	}
 	if m.boots() {
 		m.startBoot(units)
-		m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // once
+		m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning, Keeper: m.keptBy} // once
 		if err := m.writeSelf(wantedRunning, 0); err != nil {
 			m.say("%v", err)
 		}
@@ -1682,7 +1695,7 @@ func (m *manager) checkBinding(e *supervised) {
 }
 
 // boots: this daemon starts what a boot starts. No daemon of this boot was there before us, or the last one was ended by `kill`, or one died
-// before all of that was a wish.
+// before all of that was a wish, or it was not that of our first process.
 func (m *manager) boots() bool {
-	return m.previous.Boot != m.boot || m.previous.Wanted == wantedKilled || m.previous.Boots
+	return m.previous.Boot != m.boot || m.previous.Wanted == wantedKilled || m.previous.Boots || m.keeper != nil && m.previous.Keeper != m.keeper.ref
 }

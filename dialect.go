@@ -1,7 +1,7 @@
 // Role: how the first process of a container is called and what it says: as diakonos-init, as tini, as dumb-init.
 // Runs in: init.
 // Owns: nothing.
-// Uses: visible, wire, value, unit, state, console.
+// Uses: visible, wire, value, sys, unit, state, console.
 
 package main
 
@@ -146,6 +146,9 @@ func (c *initCall) say(what int, args ...any) {
 		return
 	}
 	s := &c.dialect.says[what]
+	if c.keeps && !canWrite(2) {
+		return // nobody reads it, and who keeps services must not wait for that
+	}
 	out := os.Stderr
 	if c.dialect.name == tiniName && s.level >= levelInfo {
 		out = os.Stdout
@@ -436,6 +439,9 @@ func (c *initCall) supervise(starts, homeFlag, dirFlag string) (wrong string) {
 		if units, _ := h.enabledUnits(); err != nil || len(units) == 0 {
 			return ""
 		}
+	}
+	if len(c.command) > 0 && c.whenIdle {
+		return "--exit-when-idle is for services alone: a container ends with its command"
 	}
 	if len(c.command) == 0 && os.Getpid() != 1 && !c.subreaper {
 		return "no command is given, and only the first process of a container (PID 1), or one with -s, keeps services"

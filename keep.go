@@ -50,6 +50,7 @@ type upkeep struct {
 	pause   time.Duration    // before the next one
 	hello   bool             // there was one that came up
 	died    int              // so many have ended
+	told    bool             // a signal has asked for the end
 	coded   bool             // the exit code is settled
 	code    int              // of the container
 	failed  bool             // what is started at first did not come up whole
@@ -152,11 +153,11 @@ func (k *upkeep) daemonEnded(ws unix.WaitStatus) {
 	k.daemon = 0
 	k.died++
 	switch {
-	case !k.hello && (ws.Exited() || k.died >= daemonTries):
-		k.settle(exitFailed)
-		k.loop.finish(k.code)
-		return
 	case k.phase == keepEmptying:
+		return
+	case !k.hello && (ws.Exited() && ws.ExitStatus() != 0 || k.died >= daemonTries):
+		k.settle(exitFailed)
+		k.finish()
 		return
 	case ws.Signaled():
 		k.loop.call.say(sayDaemonKilled, signalText(ws.Signal()))
@@ -197,25 +198,29 @@ func (k *upkeep) hush() {
 	}
 }
 
-// consoleEnded: what was killed is started again, at most every second. What has ended by itself cannot write.
+// consoleEnded: it is started again, at most every second, unless it cannot write.
 func (k *upkeep) consoleEnded(ws unix.WaitStatus) {
 	k.console = 0
 	switch {
+	case ws.Exited() && ws.ExitStatus() == exitFailed: // it cannot write
+		if k.phase == keepEmptying {
+			k.finish()
+			return
+		}
+		k.loop.call.say(sayConsole)
 	case k.phase == keepEmptying && ws.Signaled(): // for the last words there is a little time
 		k.startConsole()
 		k.hush()
 	case k.phase == keepEmptying:
 		k.finish()
-	case ws.Signaled():
+	default:
 		runtime.GC()
 		k.speak = max(k.spoke+boottime(time.Second), bootNow()+1)
 		k.arm()
-	default:
-		k.loop.call.say(sayConsole)
 	}
 }
 
-// orphanEnded tells the daemon of a child that has ended and is not reaped yet, if it is none of ours.
+// orphanEnded tells the daemon of an orphan that was reaped.
 func (k *upkeep) orphanEnded(ref pidRef, status uint32) {
 	k.send(&keeperFrame{Op: keeperExit, Ref: ref, Status: status})
 }
@@ -285,15 +290,16 @@ func (k *upkeep) commandEnded(code int) {
 	}
 }
 
-// onSignal: four signals end the container, a second one of them in haste; SIGHUP has the units read again. All others are for the command.
+// onSignal: four signals end the container, a second one in haste; SIGHUP has the units read again. All others are for the command.
 func (k *upkeep) onSignal(sig syscall.Signal) {
 	hasCommand := k.loop.pid != 0 && k.phase < keepStopping
 	switch sig {
 	case unix.SIGTERM, unix.SIGINT, unix.SIGPWR, sigrtmin + 3:
-		if k.phase >= keepParting {
+		if k.told {
 			k.hurry()
 			return
 		}
+		k.told = true
 		if sig != unix.SIGINT {
 			sig = unix.SIGTERM
 		}
@@ -301,6 +307,8 @@ func (k *upkeep) onSignal(sig syscall.Signal) {
 		return
 	case unix.SIGHUP:
 		k.send(&keeperFrame{Op: keeperReload})
+	case unix.SIGPIPE: // it may be of our own message, which nobody reads
+		return
 	}
 	if hasCommand {
 		k.loop.forward(sig)
@@ -370,8 +378,8 @@ func (k *upkeep) onTime() {
 	}
 	if k.until != 0 && now >= k.until {
 		if k.phase != keepEmptying {
-			k.loop.call.say(sayOvertime)
 			k.failed = true
+			defer k.loop.call.say(sayOvertime)
 		}
 		k.finish()
 		return
@@ -409,7 +417,7 @@ func (k *upkeep) empty() {
 		k.finish()
 		return
 	}
-	k.phase = keepEmptying
+	k.phase, k.restart = keepEmptying, 0
 	k.hush()
 	k.until = min(k.until, bootNow()+boottime(consolePatience))
 	k.arm()
@@ -425,7 +433,7 @@ func (k *upkeep) finish() {
 	if os.Getpid() == 1 {
 		_ = unix.Kill(-1, unix.SIGKILL)
 	} else {
-		for _, pid := range [...]int{k.daemon, k.console} {
+		for _, pid := range [...]int{k.daemon, k.console, k.loop.pid} {
 			if pid != 0 {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}

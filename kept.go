@@ -26,12 +26,13 @@ const stopShare = time.Second
 // keeper is the first process, as its daemon sees it.
 type keeper struct {
 	bootOrder
-	pid     int // of the first process
+	ref     pidRef // of the first process
 	f       *os.File
 	taken   chan struct{} // the packet that was handed on is taken
 	units   []string      // that are started at first
 	refused bool          // one of them cannot be started at all, or had not come up when all was stopped
 	told    bool          // it knows how that went
+	ending  bool          // a daemon before us was asked for the shutdown
 	until   boottime      // when a shutdown has to be over; 0 = none was asked for
 	killer  *asker        // `kill`, until the first process asks for the shutdown
 	behind  map[*job]int  // of jobs.stopsBehind, in this round
@@ -45,7 +46,7 @@ type (
 
 // joinKeeper takes the connection to the first process.
 func joinKeeper(fd int) (*keeper, error) {
-	k := &keeper{pid: keeperPID(), taken: make(chan struct{})}
+	k := &keeper{ref: refOf(keeperPID()), taken: make(chan struct{})}
 	if err := decode([]byte(os.Getenv(orderVariable)), &k.bootOrder); err != nil {
 		return nil, fmt.Errorf("cannot read what the first process asks for: %w", err)
 	}
@@ -87,12 +88,17 @@ func (k *keeper) take() {
 	}
 }
 
-// say tells the first process. It reads at once; what it could not read is said again by the next daemon.
+// say tells the first process, which reads at once.
 func (k *keeper) say(f keeperFrame) {
 	var b [keeperFrameBytes]byte
 	f.put(&b)
-	reach("keeper.say")
-	_, _ = k.f.Write(b[:])
+	raw, err := k.f.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			reach("keeper.say")
+			_ = unix.Sendto(int(fd), b[:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+		})
+	}
 }
 
 // readKeeper hands on one packet after the other.
@@ -296,12 +302,15 @@ func (m *manager) shutDown(until boottime) {
 // ends tells whether the container ends, so that nothing is resumed: only some of the wishes of a shutdown may have been recorded. The first
 // process has asked us for the shutdown, or asked a daemon before us and is about to ask us.
 func (m *manager) ends() bool {
-	if m.keeper.until != 0 {
-		m.beginShutdown()
-		m.unpark()
-		return true
+	k := m.keeper
+	if k.until == 0 && !k.ending {
+		return false
 	}
-	return m.previous.Boot == m.boot && m.previous.Wanted == wantedEnding
+	k.units = m.bootUnits()
+	if k.until != 0 && m.killer == nil {
+		m.beginShutdown()
+	}
+	return true
 }
 
 // beginShutdown runs once all shims have told their state.

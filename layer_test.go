@@ -53,7 +53,7 @@ render: visible wire log tree
 why: visible wire sys unit supervise state history render
 client: visible wire value sys unit log deps state tree api upgrade render why
 console: visible wire log sys state render
-dialect: visible wire value unit state console
+dialect: visible wire value sys unit state console
 init+keep: codec wire value sys state dialect console
 main: visible wire sys state environ succession shim daemon api dialect init client
 `

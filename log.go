@@ -563,6 +563,9 @@ type logCursor struct {
 	live   *os.File  // current, as far as it was read
 	liveAt int64     // position after the last newline read in live
 	tail   tailRule
+	missed bool                              // a file was removed before it was read
+	placed *os.File                          // that at0 is of
+	at0    logPlace                          // its beginning
 	list   func(dir string) ([]int64, error) // listRotated; a test rotates in the middle of it
 
 	buf    []byte // unread bytes of the file being read
@@ -761,7 +764,7 @@ func (c *logCursor) openNext() (bool, error) {
 			}
 			if file == nil {
 				c.left -= f.count
-				c.files = c.files[1:]
+				c.files, c.missed = c.files[1:], true
 				continue
 			}
 			f.file = file
@@ -1094,6 +1097,7 @@ func (c *logCursor) give(r logRecord) {
 type logPlace struct {
 	inode  uint64
 	offset int64
+	first  [prefixBytes]byte // the beginning of the file: the inode of one that was removed comes again
 }
 
 // place is where the cursor is, if all that lies before it was given.
@@ -1108,30 +1112,55 @@ func (c *logCursor) place() (p logPlace, ok bool) {
 	if f == nil {
 		return p, false
 	}
-	st, err := f.Stat()
-	if err != nil {
-		return p, false
+	if f != c.placed {
+		st, err := f.Stat()
+		if err != nil {
+			return p, false
+		}
+		p.inode = st.Sys().(*syscall.Stat_t).Ino
+		if _, err = f.ReadAt(p.first[:], 0); err != nil && err != io.EOF {
+			return p, false
+		}
+		c.placed, c.at0 = f, p
 	}
-	return logPlace{st.Sys().(*syscall.Stat_t).Ino, at}, true
+	p = c.at0
+	p.offset = at
+	return p, true
 }
 
 // goTo leaves out what lies before a place; false = the file of that place is gone.
 func (c *logCursor) goTo(p logPlace) bool {
-	for i, f := range c.files {
-		st, err := os.Lstat(filepath.Join(c.source.Dir, rotatedName(f.rotated)))
-		if f.file != nil {
-			st, err = f.file.Stat()
+	for i := range c.files {
+		f := &c.files[i]
+		if f.file == nil {
+			f.file, _ = openLog(filepath.Join(c.source.Dir, rotatedName(f.rotated)))
 		}
-		if err == nil && st.Sys().(*syscall.Stat_t).Ino == p.inode {
-			c.dropBefore(i, p.offset)
-			return true
+		if f.file == nil {
+			continue
 		}
+		st, err := f.file.Stat()
+		if err != nil || st.Sys().(*syscall.Stat_t).Ino != p.inode {
+			continue
+		}
+		var first [prefixBytes]byte
+		if _, err := f.file.ReadAt(first[:], 0); err != nil && err != io.EOF || first != p.first || st.Size() < p.offset {
+			continue
+		}
+		for _, old := range c.files[:i] {
+			closeFile(old.file)
+		}
+		c.dropBefore(i, p.offset)
+		return true
 	}
 	return false
 }
 
 // lost tells, before catchUp, whether files may have been removed that the cursor has not come to: the one that it has read last is.
 func (c *logCursor) lost() bool {
+	if c.missed {
+		c.missed = false
+		return true
+	}
 	if c.live == nil {
 		return false
 	}

@@ -108,10 +108,10 @@ func diakonosMain(args []string) int {
 func diakonosdMain(args []string) int {
 	started := os.Getenv(startedVariable)
 	switch {
-	case started == modeAuto || started == modeInit || os.Getenv(willVariable) != "": // started by one of us: no flags, and no time to lose
-		return daemonMain(home{os.Getenv(homeVariable)}, "")
 	case os.Getpid() == 1:
 		return initMain(args)
+	case started == modeAuto || started == modeInit || os.Getenv(willVariable) != "": // started by one of us: no flags, and no time to lose
+		return daemonMain(home{os.Getenv(homeVariable)}, "")
 	}
 	return diakonosMain(append([]string{"daemon"}, args...))
 }

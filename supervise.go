@@ -566,7 +566,7 @@ func (s *service) onReset(now instant) {
 	}
 	s.Restarts, s.ShortRuns, s.Starts = 0, 0, nil
 	if s.Sub == failed {
-		s.Result, s.Reason = resultSuccess, ""
+		s.Result, s.Reason, s.Invocation = resultSuccess, "", "" // no end of a run: SuccessAction is not meant
 		s.setState(now, dead)
 		s.do(quit{})
 	}

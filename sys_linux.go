@@ -1239,7 +1239,11 @@ func bootIdentity() (boot string, pidns uint64, err error) {
 		return "", 0, fmt.Errorf("cannot tell when process 1 was started: %w", err)
 	}
 	if first.pid == 0 { // hidden, or there is no /proc; its pidfd tells since Linux 6.9, while the number of a namespace comes again
-		if ino := refOf(1).Ino; ino != 0 {
+		ino, err := firstInode()
+		if err != nil {
+			return "", 0, fmt.Errorf("cannot tell which process 1 this is: %w", err)
+		}
+		if ino != 0 {
 			return boot + ".p" + strconv.FormatUint(ino, 10), pidns, nil
 		}
 		return boot + ".ns" + strconv.FormatUint(pidns, 10), pidns, nil
@@ -1259,6 +1263,25 @@ func lookTwice[T any](look func() (T, error)) (v T, err error) {
 	}
 	var zero T
 	return zero, err
+}
+
+// firstInode is that of the pidfd of process 1; 0 = this kernel or sandbox has none.
+func firstInode() (uint64, error) {
+	fd, err := unix.PidfdOpen(1, 0)
+	for range 2 {
+		if !isShortage(err) {
+			break
+		}
+		fd, err = unix.PidfdOpen(1, 0)
+	}
+	switch {
+	case isShortage(err):
+		return 0, err
+	case err != nil:
+		return 0, nil
+	}
+	defer unix.Close(fd)
+	return pidfdInode(fd), nil
 }
 
 func pidNamespace() uint64 {
@@ -1362,6 +1385,13 @@ func openNothing() (int, error) {
 	}
 	unix.Close(p[1])
 	return p[0], nil
+}
+
+// canWrite: one short line can be written without waiting for a reader (man 7 pipe, PIPE_BUF).
+func canWrite(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := sysPoll(p, 0)
+	return err != nil || n > 0
 }
 
 // freeBytes is what an ordinary user can write to the file system of path.

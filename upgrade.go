@@ -347,7 +347,7 @@ func heirMain(will *daemonWill) int {
 	if err := m.announceSelf(); err != nil {
 		m.say("%v", err) // the record of the program before us stands, and names this process
 	}
-	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning} // whatever could be read: this is no first daemon
+	m.previous = daemonRecord{Boot: m.boot, Wanted: wantedRunning, Keeper: m.keptBy} // whatever could be read: this is no first daemon
 	m.inherit(will)
 	if err := m.adoptAll(); err != nil {
 		return ready.fail(err) // the shims start another one

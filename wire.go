@@ -268,6 +268,7 @@ type daemonRecord struct {
 	Build    string   `json:"build"`
 	Started  boottime `json:"started"`            // 0 while it is being started
 	Attempts int      `json:"attempts,omitempty"` // starts by shims since a daemon last lived 10 s
+	Keeper   pidRef   `json:"keeper,omitzero"`    // the first process whose units a boot has started
 	Boots    bool     `json:"boots,omitempty"`    // the units that a boot starts are not all recorded as wished yet
 }
 
@@ -282,6 +283,7 @@ func (d *daemonRecord) fields(c *codec) {
 	textField(c, "build", always, &d.Build)
 	numberField(c, "started", always, &d.Started)
 	numberField(c, "attempts", ifSet, &d.Attempts)
+	recordField(c, "keeper", ifSet, &d.Keeper)
 	flagField(c, "boots", ifSet, &d.Boots)
 }
 
@@ -766,7 +768,7 @@ type keeperOp = byte
 
 // Packets to the daemon, and to the first process.
 const (
-	keeperExit   keeperOp = 'x' // an orphan has ended and is reaped after this
+	keeperExit   keeperOp = 'x' // an orphan has ended
 	keeperStop   keeperOp = 's' // stop all
 	keeperReload keeperOp = 'r' // read the units again
 
