@@ -50,19 +50,21 @@ type upkeep struct {
 	pause   time.Duration    // before the next one
 	hello   bool             // there was one that came up
 	died    int              // so many have ended
-	told    bool             // a signal has asked for the end
-	coded   bool             // the exit code is settled
-	code    int              // of the container
-	failed  bool             // what is started at first did not come up whole
-	console int              // PID of what copies logs to our standard output; 0 = it does not run
-	argv    []string         // of that
-	mouth   int              // the other end of its standard input, whose end tells it to come to an end; below 0 = none
-	spoke   boottime         // when it was started
-	timer   *time.Timer      // for the times below
-	speak   boottime         // when the console is started again; 0 = not now
-	restart boottime         // of the daemon; 0 = not now
-	partBy  boottime         // when the command gets SIGKILL; 0 = never
-	until   boottime         // when all has to be over; 0 = not now
+	upAt    int              // so many when the last one came up
+	home    home
+	told    bool        // a signal has asked for the end
+	coded   bool        // the exit code is settled
+	code    int         // of the container
+	failed  bool        // what is started at first did not come up whole
+	console int         // PID of what copies logs to our standard output; 0 = it does not run
+	argv    []string    // of that
+	mouth   int         // the other end of its standard input, whose end tells it to come to an end; below 0 = none
+	spoke   boottime    // when it was started
+	timer   *time.Timer // for the times below
+	speak   boottime    // when the console is started again; 0 = not now
+	restart boottime    // of the daemon; 0 = not now
+	partBy  boottime    // when the command gets SIGKILL; 0 = never
+	until   boottime    // when all has to be over; 0 = not now
 	packet  [keeperFrameBytes]byte
 }
 
@@ -87,6 +89,7 @@ func newKeep(i *initLoop) (*upkeep, error) {
 	order := bootOrder{Start: c.starts, ServiceDir: dir, Command: len(c.command) > 0, WhenIdle: c.whenIdle}
 	k.env = append(daemonEnvironment(os.Environ()), homeVariable+"="+h.path, startedVariable+"="+modeInit,
 		orderVariable+"="+string(encode(nil, &order)), keeperVariable+"="+strconv.Itoa(os.Getpid()))
+	k.home = h
 	k.argv = consoleArguments(c.logFormat, h, time.Now())
 	go k.read()
 	return k, nil
@@ -124,7 +127,7 @@ func (k *upkeep) startDaemon() {
 	}
 	defer unix.Close(null)
 	attr := &syscall.ProcAttr{Dir: "/", Env: k.env, Files: []uintptr{uintptr(null), 1, 2, uintptr(k.theirs)}, Sys: &syscall.SysProcAttr{Setsid: true}}
-	pid, errno := forkExec(selfExe(), []string{daemonName}, attr)
+	pid, errno := forkExec(k.program(), []string{daemonName}, attr)
 	k.began = bootNow()
 	if errno != 0 {
 		k.loop.call.say(sayNoDaemon, errorText(errno))
@@ -135,6 +138,15 @@ func (k *upkeep) startDaemon() {
 	if k.phase == keepStopping { // the one before may have taken the word for that
 		k.sendStop()
 	}
+}
+
+// program is what the next daemon runs: what the last one was upgraded to, unless that does not come up, else our own.
+func (k *upkeep) program() string {
+	d, err := k.home.readDaemon()
+	if newer := d.newerBinary(); err == nil && newer != "" && k.died-k.upAt < healNewer {
+		return newer
+	}
+	return selfExe()
 }
 
 // plan sets the time of the next start of a daemon: at once, then with growing pauses.
@@ -237,7 +249,7 @@ func (k *upkeep) settle(code int) {
 func (k *upkeep) onFrame(f keeperFrame) {
 	switch f.Op {
 	case keeperHello:
-		k.hello = true
+		k.hello, k.upAt = true, k.died
 		if k.phase == keepStopping { // when it was started, the connection may have been full
 			k.sendStop()
 		}

@@ -883,3 +883,30 @@ func TestResetIsNoEnd(t *testing.T) {
 		t.Errorf("it ends with %d\n%s", code, c.out.String())
 	}
 }
+
+// TestContainerUpgrade: below PID 1 daemon and shims become another program, and the daemon that follows a killed one is of that program too.
+func TestContainerUpgrade(t *testing.T) {
+	needNamespace(t)
+	c := newContainer(t, initPrograms(t), map[string]string{"web": "[service]\nExecStart = \"$SVC -print up -lock $DIR/web.lock\"\n"})
+	c.start(nil)
+	c.until("web is up", func() bool { return c.status("web").ActiveState == active })
+	program := filepath.Join(c.bin, "diakonos")
+	if err := errors.Join(copyFile(program, program+".new"), os.Rename(program+".new", program)); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.diakonos("daemon-upgrade"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	upgraded := func() bool { s := c.status("web"); return s.ActiveState == active && !s.ShimOutdated && s.ShimPID != 0 }
+	c.until("the shim is of the new program", upgraded)
+	old := c.below(daemonName)
+	syscall.Kill(old[0], unix.SIGKILL)
+	c.until("the next daemon is of it too", upgraded)
+	if n := strings.Count(c.has("web.lock"), "\n"); n != 1 {
+		t.Errorf("web was started %d times", n)
+	}
+	c.signal(unix.SIGTERM)
+	if code := c.wait(); code != 0 {
+		t.Errorf("it ends with %d\n%s", code, c.out.String())
+	}
+}

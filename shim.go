@@ -28,7 +28,6 @@ const (
 	statusLimit = time.Second            // for the exit status of an adopted process to come from who reaped it
 	busyLimit   = 5 * time.Second        // for leftovers to die of SIGKILL before a start is given up
 	healForgets = 10 * time.Second       // a daemon that lived this long was a good one
-	healNewer   = 3                      // starts in a row of a newer file, which may be broken, before our own program is taken
 	maxLeft     = 32                     // PIDs named in a record
 	notifyBatch = 64                     // messages that are read before anything else is done
 )

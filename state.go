@@ -47,6 +47,7 @@ const (
 	otherStarterLimit = 5 * time.Second        // wait for a daemon that something else keeps alive
 	healFirst         = 100 * time.Millisecond // pause of shim and daemon before they look after a lost other; it doubles
 	healMost          = 10 * time.Second
+	healNewer         = 3 // starts in a row of a newer file, which may be broken, before our own program is taken
 	healAsks          = 3 // of a client inside a service, before it starts the daemon itself
 )
 
