@@ -261,7 +261,9 @@ func TestContainerExitCodes(t *testing.T) {
 			}
 			c.start(nil, args...)
 			if x.sig != 0 {
-				c.until("web is up", func() bool { return strings.Contains(c.out.String(), "web | up") })
+				c.until("web is up, and what is to be said is said", func() bool {
+					return strings.Contains(c.out.String(), "web | up") && strings.Contains(c.out.String(), x.says)
+				})
 				if strings.Contains(x.args, "sleep") {
 					c.until("the command runs", func() bool { return len(c.below("sleep 1000")) > 0 })
 				}
