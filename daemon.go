@@ -253,11 +253,11 @@ func newManager(h home, mode string) (*manager, error) {
 		if lock, err = takeHome(h); err != nil {
 			return nil, err
 		}
+		first := 3
 		if mode == modeInit {
-			closeInherited(keeperFD + 1)
-		} else {
-			closeInherited(3)
+			first = keeperFD + 1
 		}
+		closeInherited(first)
 	} else {
 		closeInherited(lockFD) // a shim that had the lock or the ready pipe would keep them
 	}

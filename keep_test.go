@@ -133,6 +133,15 @@ func (c *container) wait() int {
 	return c.cmd.ProcessState.ExitCode()
 }
 
+// endsWell ends the container as an engine does, which gives 0.
+func (c *container) endsWell() {
+	c.t.Helper()
+	c.signal(unix.SIGTERM)
+	if code := c.wait(); code != 0 {
+		c.t.Errorf("it ends with %d\n%s", code, c.out.String())
+	}
+}
+
 // pid1 is the first process as seen from here.
 func (c *container) pid1() int {
 	c.t.Helper()
@@ -580,8 +589,9 @@ func TestContainerConsole(t *testing.T) {
 	})
 }
 
-// TestKeepAllocatesNothing: orphans cost PID 1 no memory, also where it tells the daemon of each, and where nobody reads that.
-func TestKeepAllocatesNothing(t *testing.T) {
+// testKeep is a first process that keeps services, without its loop and without a daemon.
+func testKeep(t *testing.T) *initLoop {
+	t.Helper()
 	c := newInitCall(initName, dialectOf(initName))
 	if a := c.dialect.parse(c, []string{"-s", "--home", t.TempDir(), "--start", "web"}); a != nil {
 		t.Fatal(a.err)
@@ -591,6 +601,12 @@ func TestKeepAllocatesNothing(t *testing.T) {
 	if i.keep, err = newKeep(i); err != nil {
 		t.Fatal(err)
 	}
+	return i
+}
+
+// TestKeepAllocatesNothing: orphans cost PID 1 no memory, also where it tells the daemon of each, and where nobody reads that.
+func TestKeepAllocatesNothing(t *testing.T) {
+	i := testKeep(t)
 	orphan := func() {
 		pid, err := syscall.ForkExec("/bin/true", []string{"true"}, &syscall.ProcAttr{})
 		if err != nil {
@@ -723,15 +739,7 @@ func TestContainerReaps(t *testing.T) {
 // TestKeeperTellsEnds: what PID 1 has reaped comes to the daemon with its identity, waits for the next one where there is none, and is taken only
 // once it was acted on. What is not the very process of a service is nobody's.
 func TestKeeperTellsEnds(t *testing.T) {
-	c := newInitCall(initName, dialectOf(initName))
-	if a := c.dialect.parse(c, []string{"-s", "--home", t.TempDir(), "--start", "web"}); a != nil {
-		t.Fatal(a.err)
-	}
-	i := &initLoop{call: c}
-	var err error
-	if i.keep, err = newKeep(i); err != nil {
-		t.Fatal(err)
-	}
+	i := testKeep(t)
 	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", "exit 23"}, &syscall.ProcAttr{})
 	if err != nil {
 		t.Fatal(err)
@@ -809,10 +817,7 @@ func TestContainerOfDiakonosd(t *testing.T) {
 	if list := c.below(daemonName); len(list) != 1 || list[0] == first {
 		t.Errorf("the first process is %d, the daemons are %v", first, list)
 	}
-	c.signal(unix.SIGTERM)
-	if code := c.wait(); code != 0 {
-		t.Errorf("it ends with %d\n%s", code, c.out.String())
-	}
+	c.endsWell()
 }
 
 // TestContainerWithoutReader: nobody reads standard output and standard error, which are one pipe, and it is full. PID 1 does its work all the same.
@@ -884,10 +889,7 @@ func TestResetIsNoEnd(t *testing.T) {
 	old := c.below(daemonName)
 	syscall.Kill(old[0], unix.SIGKILL)
 	c.until("the next daemon has come up", func() bool { return c.status("web").ActiveState == active && c.status("bad").ActiveState == inactive })
-	c.signal(unix.SIGTERM)
-	if code := c.wait(); code != 0 {
-		t.Errorf("it ends with %d\n%s", code, c.out.String())
-	}
+	c.endsWell()
 }
 
 // TestContainerUpgrade: below PID 1 daemon and shims become another program, and the daemon that follows a killed one is of that program too.
@@ -911,8 +913,5 @@ func TestContainerUpgrade(t *testing.T) {
 	if n := strings.Count(c.has("web.lock"), "\n"); n != 1 {
 		t.Errorf("web was started %d times", n)
 	}
-	c.signal(unix.SIGTERM)
-	if code := c.wait(); code != 0 {
-		t.Errorf("it ends with %d\n%s", code, c.out.String())
-	}
+	c.endsWell()
 }

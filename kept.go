@@ -16,9 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	keeperFD = 3 // in a daemon that the first process has started
-)
+const keeperFD = 3 // in a daemon that the first process has started
 
 // stopShare is what each unit gets at least of a shutdown's time, as far as there is so much.
 const stopShare = time.Second
